@@ -1,0 +1,87 @@
+"""Fine-tune a transformer once and come out with a model that is measured smaller and faster.
+
+Importing this package registers the loader of changed shapes with transformers (see `hf_efficient.checkpoint`), so that
+plain `from_pretrained` reads compressed models; everything else is imported on first use.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# In a source checkout `tasks/` and `recipes/` lie beside this package; installed, they are its sub-packages.
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "setup.py").is_file() and (_checkout / "recipes").is_dir():
+    __path__.append(str(_checkout))
+
+from hf_efficient.checkpoint import register_loader  # noqa: E402  (needs __path__)
+
+register_loader()
+
+_PUBLIC = {
+    "ConfigError": "errors",
+    "ConflictError": "errors",
+    "DataError": "errors",
+    "EfficientError": "errors",
+    "EfficientMixin": "trainer",
+    "EfficientSeq2SeqTrainer": "trainer",
+    "EfficientSeq2SeqTrainingArguments": "arguments",
+    "EfficientTrainer": "trainer",
+    "EfficientTrainingArguments": "arguments",
+    "Measurement": "measure",
+    "MissingDependencyError": "errors",
+    "NoEffectWarning": "errors",
+    "Optimization": "optimization",
+    "Order": "optimization",
+    "Plan": "plan",
+    "Precision": "optimizations.precision",
+    "Recipe": "recipe",
+    "Report": "report",
+    "RunResult": "run",
+    "StructuredPruning": "optimizations.structured_pruning",
+    "Task": "task",
+    "build": "checkpoint",
+    "efficient": "trainer",
+    "measure": "measure",
+    "run": "run",
+}
+
+__all__ = sorted(["__version__", *_PUBLIC])
+
+if TYPE_CHECKING:
+    from hf_efficient.arguments import EfficientSeq2SeqTrainingArguments as EfficientSeq2SeqTrainingArguments
+    from hf_efficient.arguments import EfficientTrainingArguments as EfficientTrainingArguments
+    from hf_efficient.checkpoint import build as build
+    from hf_efficient.errors import ConfigError as ConfigError
+    from hf_efficient.errors import ConflictError as ConflictError
+    from hf_efficient.errors import DataError as DataError
+    from hf_efficient.errors import EfficientError as EfficientError
+    from hf_efficient.errors import MissingDependencyError as MissingDependencyError
+    from hf_efficient.errors import NoEffectWarning as NoEffectWarning
+    from hf_efficient.measure import Measurement as Measurement
+    from hf_efficient.measure import measure as measure
+    from hf_efficient.optimization import Optimization as Optimization
+    from hf_efficient.optimization import Order as Order
+    from hf_efficient.optimizations.precision import Precision as Precision
+    from hf_efficient.optimizations.structured_pruning import StructuredPruning as StructuredPruning
+    from hf_efficient.plan import Plan as Plan
+    from hf_efficient.recipe import Recipe as Recipe
+    from hf_efficient.report import Report as Report
+    from hf_efficient.run import RunResult as RunResult
+    from hf_efficient.run import run as run
+    from hf_efficient.task import Task as Task
+    from hf_efficient.trainer import EfficientMixin as EfficientMixin
+    from hf_efficient.trainer import EfficientSeq2SeqTrainer as EfficientSeq2SeqTrainer
+    from hf_efficient.trainer import EfficientTrainer as EfficientTrainer
+    from hf_efficient.trainer import efficient as efficient
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,55 @@
+"""TrainingArguments with the few fields that EfficientTrainer adds."""
+
+from dataclasses import dataclass, field
+
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+from hf_efficient.errors import ConfigError
+from hf_efficient.plan import build_optimizations
+
+
+@dataclass
+class _EfficientFields:
+    optimizations: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizations and their settings, e.g. {'precision': {}, 'structured_pruning': {'keep_layers': 4}}"
+            " (a JSON string on the command line)."
+        },
+    )
+    dense_epochs: float = field(
+        default=0,
+        metadata={
+            "help": "Epochs of plain fine-tuning before the optimizations that change the model take hold; "
+            "num_train_epochs counts the epochs after them."
+        },
+    )
+    measure_seconds: float = field(
+        default=2.0,
+        metadata={
+            "help": "Time for each latency and throughput measurement before and after; 0 leaves the report out."
+        },
+    )
+
+    # Parsed from a JSON string by TrainingArguments
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "optimizations"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # of the TrainingArguments class it is mixed into
+        if isinstance(self.optimizations, str):
+            raise ConfigError(f"optimizations must be a mapping or its JSON text, got {self.optimizations!r}")
+        build_optimizations(self.optimizations)  # a typing error shows here, before any model is loaded
+        if self.dense_epochs < 0:
+            raise ConfigError(f"dense_epochs must not be negative, got {self.dense_epochs}")
+        if self.measure_seconds < 0:
+            raise ConfigError(f"measure_seconds must not be negative, got {self.measure_seconds}")
+
+
+@dataclass
+class EfficientTrainingArguments(_EfficientFields, TrainingArguments):
+    """`transformers.TrainingArguments` plus `optimizations`, `dense_epochs` and `measure_seconds`."""
+
+
+@dataclass
+class EfficientSeq2SeqTrainingArguments(_EfficientFields, Seq2SeqTrainingArguments):
+    """`transformers.Seq2SeqTrainingArguments` plus the fields of `EfficientTrainingArguments`."""

@@ -1,0 +1,185 @@
+"""The central abstraction: an Optimization is a dataclass of settings and a `TrainerCallback` with a few more methods.
+
+Where its methods stand in the training of one phase (stock events abridged)::
+
+    check(context)                                the trainer is built: refuse what cannot work here
+    args = configure(args)                        before Accelerate is set up
+    ...
+    train():
+        dataset = prepare_data(dataset)
+        model = prepare_model(model, context)     before the optimizer exists
+        on_train_begin
+        for epoch:
+            on_epoch_begin
+            for batch:
+                on_step_begin
+                loss = loss(loss, inputs, outputs, scale)
+                backward
+                on_pre_optimizer_step; optimizer.step(); on_optimizer_step
+                on_step_end                       state_dict() goes into every checkpoint
+            on_epoch_end
+        on_train_end
+        model = finalize(model)                   then evaluated and saved as final/
+        describe()                                for the report
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ConfigDict
+from transformers import TrainerCallback
+
+from hf_efficient.errors import ConfigError
+from hf_efficient.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import TrainingArguments
+
+
+class Order(IntEnum):
+    """Where an optimization stands among others, whatever order the user lists them in."""
+
+    DATA = 10
+    PRECISION = 20
+    ADAPTER = 30
+    STRUCTURE = 40
+    LOSS = 50
+    FUSION = 60
+    QUANTIZATION = 70
+
+
+@dataclass
+class Context:
+    """What an optimization may know about the training it takes part in."""
+
+    args: "TrainingArguments"
+    model: "nn.Module | None" = None
+    """None in `check` when the trainer gets its model later, from `model_init`."""
+    folder: Path = field(default_factory=Path)
+    """Output folder of the phase."""
+    resuming: bool = False
+    calibration: "Callable[[int], Sequence[Mapping[str, torch.Tensor]]]" = lambda batches: ()
+    """``calibration(n)``: up to n batches drawn by the seed from the training data, labels included, on the device."""
+
+    def decide(self, name: str, choose: Callable[[], Any]) -> Any:
+        """A choice that must come out the same on every process and after a restart.
+
+        Measured figures are noisy: chosen anew, a resumed run could cut other shapes than its checkpoint has. So the
+        main process chooses once, writes `<folder>/decisions/<name>.json` before anything acts on it, and hands the
+        choice to the others. ``choose`` returns plain JSON values.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        path = self.folder / "decisions" / f"{name}.json"
+        choice = [None]
+        if self.args.process_index == 0:
+            choice = [self._read(path) if self.resuming and path.is_file() else choose()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, choice[0])
+        if self.args.world_size > 1:
+            broadcast_object_list(choice)
+        return choice[0]
+
+    @staticmethod
+    def _read(path: Path) -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged ({error}); delete it to choose anew") from error
+
+
+class Optimization(TrainerCallback):
+    """Base of all optimizations. Subclasses are `@dataclass(eq=False, kw_only=True)`: their fields are the settings.
+
+    `eq=False` because Trainer looks callbacks up with ``==``. Fields never change after ``__init__``; what a training
+    learns is kept in attributes that `reset` clears, so that one instance serves several trainings.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: ClassVar[str]
+    """YAML key, file name and key in reports."""
+    order: ClassVar[Order]
+    conflicts: ClassVar[frozenset[str]] = frozenset()
+    """Names of optimizations that cannot run together with this one."""
+
+    _trainer_ready = False
+
+    def check(self, context: Context) -> None:
+        """Raise `ConfigError` with the remedy when this cannot work on the device, model or data."""
+
+    def configure(self, args: "TrainingArguments") -> "TrainingArguments":
+        """Changed training arguments (`dataclasses.replace`), or the same object when nothing changes."""
+        return args
+
+    def reset(self) -> None:
+        """Forget what an earlier training left."""
+
+    def prepare_data(self, dataset: Any) -> Any:
+        """The training set to use in this phase."""
+        return dataset
+
+    def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
+        """The model to train in this phase. Raise or warn `NoEffectWarning` rather than silently do nothing."""
+        return model
+
+    def loss(
+        self, loss: "torch.Tensor", inputs: Mapping[str, Any], outputs: Any, scale: "float | torch.Tensor"
+    ) -> "torch.Tensor":
+        """The training loss of one micro-batch, given the loss so far.
+
+        Args:
+            loss: scalar, in the units that stock `compute_loss` returns.
+            inputs: the batch, labels included.
+            scale: multiply a *mean over this micro-batch* by it to get the same units as ``loss``, whatever gradient
+                accumulation and the number of processes are.
+        """
+        return loss
+
+    def finalize(self, model: "nn.Module") -> "nn.Module":
+        """The finished model, after the phase's last step."""
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that a resumed training needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave, before `prepare_model`."""
+
+    def describe(self) -> dict[str, Any]:
+        """What it changed, in its own terms, as plain values for report and card."""
+        return {}
+
+    def attach(self) -> None:
+        """Called by EfficientTrainer: it will call the methods above, which a stock Trainer does not know."""
+        self._trainer_ready = True
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._require_trainer()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Subclasses that override this call ``super().on_train_begin(...)``."""
+        self._require_trainer()
+
+    def _require_trainer(self) -> None:
+        beyond = [method for method in EFFICIENT_METHODS if overrides(self, method)]
+        if beyond and not self._trainer_ready:
+            raise ConfigError(
+                f"{self.name} needs EfficientTrainer, because a stock Trainer never calls its {beyond[0]}(); "
+                "use hf_efficient.EfficientTrainer, or hf_efficient.efficient(YourTrainer) for a subclass"
+            )
+
+
+EFFICIENT_METHODS = ("configure", "prepare_data", "prepare_model", "loss", "finalize")
+
+
+def overrides(optimization: Optimization, method: str) -> bool:
+    """Whether ``optimization`` brings its own ``method``: hooks that nobody overrides cost nothing."""
+    return getattr(type(optimization), method) is not getattr(Optimization, method)

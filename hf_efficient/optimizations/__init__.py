@@ -1,0 +1,1 @@
+"""One optimization per file; `hf_efficient.plan.OPTIMIZATIONS` lists them."""

@@ -1,0 +1,249 @@
+"""Phases of a training: dense fine-tuning, then the phase in which optimizations change the model.
+
+A phase is one stock `train()` with its own folder, optimizer and schedule. Shapes change only at its start or end, so
+resuming means: skip finished phases, resume in the one that was interrupted. Recipe stages are trainings of one phase.
+"""
+
+import contextlib
+import copy
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import enable_full_determinism, set_seed
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from hf_efficient.checkpoint import load_state
+from hf_efficient.errors import ConfigError
+from hf_efficient.files import atomic_folder
+from hf_efficient.optimization import Order
+from hf_efficient.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+DENSE, MAIN = "dense", "main"
+FINAL = "final"
+
+
+@dataclass
+class Phase:
+    """One stock `train()`.
+
+    Attributes:
+        name: `dense` or `main`.
+        args: training arguments of this phase.
+        plan: the optimizations that take part in it.
+    """
+
+    name: str
+    args: "TrainingArguments"
+    plan: Plan
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.args.output_dir)
+
+
+@dataclass
+class _Start:
+    """Where a training begins: the phase, and the checkpoint to resume it from, if any."""
+
+    phase: str
+    checkpoint: str | None = None
+    resuming: bool = False
+
+
+def train_phases(
+    trainer: Any, plan: Plan, stock_train: Callable[..., TrainOutput], resume: str | bool | None, trial: Any
+) -> TrainOutput:
+    """Run the phases that ``trainer.args`` asks for; what `EfficientMixin.train` does when anything of ours is on.
+
+    Returns:
+        the main phase's output; metrics of a dense phase that ran before it carry the prefix ``dense_``.
+    """
+    from hf_efficient.before_after import BeforeAfter  # report and plots are only loaded by trainings that use them
+
+    dense, main = _phases(trainer, plan)
+    start = _starting_point(dense, main, resume)
+    plan.reset()
+    model_init, trainer.model_init = trainer.model_init, None  # stock train() would start each phase from a new model
+    try:
+        if model_init is not None:
+            _new_model(trainer, model_init, trial)
+        dense_output = None
+        if dense is not None and start.phase == DENSE:
+            with _active(trainer, dense):
+                dense_output = _run(trainer, dense, start, stock_train)
+            _save_final(trainer, dense.folder)
+            _forget_optimizer(trainer)
+            start = _Start(MAIN)
+        elif dense is not None and start.checkpoint is None:
+            trainer._load_from_checkpoint(str(dense.folder / FINAL))
+        comparison = BeforeAfter(trainer)
+        if dense is not None:
+            set_seed(trainer.args.seed)  # the same start whether the dense phase just ended or was loaded
+        with _active(trainer, main):
+            output = _run(trainer, main, start, stock_train)
+            _finish(trainer, plan)
+            _save_final(trainer, main.folder)
+            trainer.finished = main.folder / FINAL
+            trainer.report = comparison.report(plan, dense_output, output)
+    finally:
+        trainer.model_init = model_init
+    _push(trainer)
+    if dense_output is not None:
+        output.metrics.update({f"dense_{name}": value for name, value in dense_output.metrics.items()})
+    return output
+
+
+def _phases(trainer: Any, plan: Plan) -> tuple[Phase | None, Phase]:
+    main = Phase(MAIN, trainer.args, plan)
+    epochs = getattr(trainer.args, "dense_epochs", 0)
+    if not epochs:
+        return None, main
+    later = [optimization for optimization in plan if optimization.order >= Order.STRUCTURE]
+    if not later:
+        raise ConfigError(
+            f"dense_epochs={epochs} trains before optimizations that change the model, but none is listed; "
+            "drop dense_epochs (num_train_epochs alone sets the length) or add one"
+        )
+    if trainer.optimizer is not None and trainer.model_init is None and not trainer._created_lr_scheduler:
+        raise ConfigError(
+            "dense_epochs starts a new optimizer and schedule after the dense phase, which optimizers= cannot give; "
+            "pass optimizer_cls_and_kwargs= instead"
+        )
+    args = copy.copy(trainer.args)
+    args.output_dir = os.path.join(trainer.args.output_dir, DENSE)
+    args.num_train_epochs, args.max_steps = epochs, -1
+    args.push_to_hub = False  # the Hub gets the finished model
+    return Phase(DENSE, args, plan.before(Order.STRUCTURE)), main
+
+
+def _starting_point(dense: Phase | None, main: Phase, resume: str | bool | None) -> _Start:
+    first = main if dense is None else dense
+    if not resume:
+        return _Start(first.name)
+    if isinstance(resume, str):
+        state = load_state(resume)
+        return _Start(state["phase"] if state else MAIN, resume, True)
+    if checkpoint := _last_checkpoint(main.folder):
+        return _Start(MAIN, checkpoint, True)
+    if dense is not None:
+        if (dense.folder / FINAL).is_dir():
+            return _Start(MAIN, None, True)
+        if checkpoint := _last_checkpoint(dense.folder):
+            return _Start(DENSE, checkpoint, True)
+    raise ConfigError(f"No valid checkpoint found in output directory ({main.folder})")
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _new_model(trainer: Any, model_init: Callable[..., nn.Module], trial: Any) -> None:
+    """What stock `train()` does at its start when there is a `model_init`."""
+    enable_full_determinism(trainer.args.seed) if trainer.args.full_determinism else set_seed(trainer.args.seed)
+    trainer.model_init = model_init
+    trainer.model = trainer.call_model_init(trial)
+    trainer.model_init = None
+    if trainer.place_model_on_device:
+        trainer._move_model_to_device(trainer.model, trainer.args.device)
+    trainer.model_wrapped = trainer.model
+    _forget_optimizer(trainer)
+
+
+def _forget_optimizer(trainer: Any) -> None:
+    trainer.optimizer, trainer.lr_scheduler = None, None
+
+
+@contextlib.contextmanager
+def _active(trainer: Any, phase: Phase) -> Iterator[None]:
+    """The trainer as ``phase`` needs it: arguments, data, callbacks, loss; all put back afterwards."""
+    args, dataset, handler = trainer.args, trainer.train_dataset, trainer.callback_handler
+    waiting = [optimization for optimization in trainer.optimizations if optimization not in list(phase.plan)]
+    for optimization in waiting:
+        handler.remove_callback(optimization)
+    trainer.args, trainer.phase = phase.args, phase
+    if phase.plan.overriding("loss"):
+        trainer.compute_loss = functools.partial(trainer.loss_with_optimizations, trainer.compute_loss)
+    try:
+        if phase.plan.overriding("prepare_data"):
+            trainer.train_dataset = phase.plan.prepare_data(dataset)
+        yield
+    finally:
+        trainer.args, trainer.train_dataset, trainer.phase = args, dataset, None
+        vars(trainer).pop("compute_loss", None)
+        for optimization in waiting:
+            handler.add_callback(optimization)
+
+
+def _run(trainer: Any, phase: Phase, start: _Start, stock_train: Callable[..., TrainOutput]) -> TrainOutput:
+    if start.checkpoint is not None:
+        _restore(phase.plan, start.checkpoint)
+    context = trainer.context(phase.folder, resuming=start.resuming)
+    trainer.model = phase.plan.prepare_model(_unwrapped(trainer), context)
+    trainer.model_wrapped = trainer.model
+    _check_optimizer(trainer)
+    started = time.perf_counter()
+    output = stock_train(resume_from_checkpoint=start.checkpoint)
+    output.metrics["train_wall_seconds"] = time.perf_counter() - started
+    return output
+
+
+def _restore(plan: Plan, checkpoint: str) -> None:
+    state = load_state(checkpoint)
+    if state is not None:
+        plan.load_state_dict(state["optimizations"])
+        return
+    changing = plan.overriding("prepare_model")
+    if changing:
+        raise ConfigError(
+            f"{checkpoint} was written without {changing[0].name}, so it cannot be resumed with it; start a new "
+            "training from its weights instead (model=AutoModel...from_pretrained(checkpoint))"
+        )
+
+
+def _check_optimizer(trainer: Any) -> None:
+    """An optimizer made by the user before the cut must still hold every parameter."""
+    if trainer.optimizer is None:
+        return
+    held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    lost = [n for n, p in trainer.model.named_parameters() if p.requires_grad and id(p) not in held]
+    if lost:
+        raise ConfigError(
+            f"the optimizer given in optimizers= does not hold '{lost[0]}' (and {len(lost) - 1} more parameters) of the "
+            "changed model; pass optimizer_cls_and_kwargs= so that it is built after the change"
+        )
+
+
+def _unwrapped(trainer: Any) -> nn.Module:
+    """The plain model: Accelerate's mixed-precision wrapper around `forward` taken off."""
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+
+def _finish(trainer: Any, plan: Plan) -> None:
+    trainer.model = plan.finalize(_unwrapped(trainer))
+    trainer.model_wrapped = trainer.model
+    if plan.overriding("finalize") and trainer.eval_dataset is not None:
+        trainer.evaluate()
+
+
+def _save_final(trainer: Any, folder: Path) -> None:
+    """The phase's finished model in `<folder>/final`, all of it or nothing."""
+    target = folder / FINAL
+    writing = atomic_folder(target) if trainer.args.should_save else contextlib.nullcontext(target)
+    with writing as path:  # every process takes part: sharded weights have to be gathered
+        trainer.save_model(str(path), _internal_call=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _push(trainer: Any) -> None:
+    """One last push: those that stock training made came before `finalize`."""
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(commit_message="Finished model")

@@ -1,0 +1,125 @@
+"""Plan: the optimizations of a training, in order, as one."""
+
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hf_efficient.errors import ConfigError, ConflictError, unknown
+from hf_efficient.optimization import Context, Optimization, Order, overrides
+from hf_efficient.settings import parse
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import TrainingArguments
+
+OPTIMIZATIONS = {
+    "precision": "hf_efficient.optimizations.precision:Precision",
+    "structured_pruning": "hf_efficient.optimizations.structured_pruning:StructuredPruning",
+}
+"""Name -> where the class lives. Strings, so that the core imports no instance and optional packages stay optional."""
+
+
+def optimization_class(name: str, where: str = "optimizations") -> type[Optimization]:
+    """The class behind a name of `OPTIMIZATIONS`."""
+    if name not in OPTIMIZATIONS:
+        raise ConfigError(f"{where}: {unknown('optimization', name, OPTIMIZATIONS)}")
+    module, _, attribute = OPTIMIZATIONS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def build_optimizations(settings: Mapping[str, Any] | None, where: str = "optimizations") -> list[Optimization]:
+    """Instances from ``{name: {key: value}}``.
+
+    ``{}``, null and true mean "with default settings"; false means "not listed".
+
+    Raises:
+        ConfigError: unknown name or key (with the nearest match), wrong type, a value that is not allowed.
+    """
+    if settings is None:
+        return []
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{where} must map names to settings, e.g. {{'precision': {{}}}}, got {settings!r}")
+    built = []
+    for name, values in settings.items():
+        cls = optimization_class(name, where)
+        if isinstance(values, Optimization):
+            raise ConfigError(f"{where}.{name}: pass instances through callbacks=, not through the arguments")
+        if values is False:
+            continue
+        built.append(parse(cls, {} if values in (None, True) else values, f"{where}.{name}"))
+    return built
+
+
+class Plan:
+    """Optimizations sorted by `Order`; each method does for all of them what it does for one.
+
+    Raises:
+        ConflictError: one name twice, or two that cannot run together.
+    """
+
+    def __init__(self, optimizations: Iterable[Optimization] = ()):
+        self.optimizations = sorted(optimizations, key=lambda optimization: optimization.order)
+        names = [optimization.name for optimization in self.optimizations]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConflictError(f"{name} is given twice; keep it in args.optimizations or in callbacks=, not both")
+        for optimization in self.optimizations:
+            for other in optimization.conflicts.intersection(names):
+                raise ConflictError(f"{optimization.name} and {other} cannot run together; drop one of them")
+
+    def __iter__(self) -> Iterator[Optimization]:
+        return iter(self.optimizations)
+
+    def __len__(self) -> int:
+        return len(self.optimizations)
+
+    def before(self, order: Order) -> "Plan":
+        """The part of the plan that comes before ``order``."""
+        return Plan(optimization for optimization in self if optimization.order < order)
+
+    def overriding(self, method: str) -> list[Optimization]:
+        return [optimization for optimization in self if overrides(optimization, method)]
+
+    def check(self, context: Context) -> None:
+        for optimization in self:
+            optimization.check(context)
+
+    def configure(self, args: "TrainingArguments") -> "TrainingArguments":
+        for optimization in self:
+            args = optimization.configure(args)
+        return args
+
+    def reset(self) -> None:
+        for optimization in self:
+            optimization.reset()
+
+    def prepare_data(self, dataset: Any) -> Any:
+        for optimization in self:
+            dataset = optimization.prepare_data(dataset)
+        return dataset
+
+    def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
+        for optimization in self:
+            model = optimization.prepare_model(model, context)
+        return model
+
+    def loss(self, loss: Any, inputs: Mapping[str, Any], outputs: Any, scale: Any) -> Any:
+        for optimization in self:
+            loss = optimization.loss(loss, inputs, outputs, scale)
+        return loss
+
+    def finalize(self, model: "nn.Module") -> "nn.Module":
+        for optimization in self:
+            model = optimization.finalize(model)
+        return model
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        return {optimization.name: optimization.state_dict() for optimization in self}
+
+    def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
+        for optimization in self:
+            if optimization.name in states:
+                optimization.load_state_dict(states[optimization.name])
+
+    def describe(self) -> list[dict[str, Any]]:
+        return [{"name": optimization.name, **optimization.describe()} for optimization in self]

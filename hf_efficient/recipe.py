@@ -1,0 +1,164 @@
+"""Recipes: a whole scenario (task, model, data, stages) as one YAML file that dotted overrides can change."""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from hf_efficient.arguments import EfficientTrainingArguments
+from hf_efficient.errors import ConfigError, unknown
+from hf_efficient.plan import build_optimizations
+from hf_efficient.settings import parse
+from hf_efficient.task import get_task
+
+STAGE_DEFAULTS: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,  # best on validation data, by the task's main metric
+    "logging_strategy": "epoch",
+    "report_to": "none",
+}
+"""Training arguments of every stage unless its `training` block says otherwise."""
+
+_SET_BY_RECIPE = ("dense_epochs", "measure_seconds", "optimizations", "output_dir", "seed")
+
+
+class Stage(BaseModel):
+    """One training phase."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    training: dict[str, Any] = Field(default={}, description="fields of transformers.TrainingArguments")
+    optimizations: dict[str, Any] = Field(default={}, description="name -> settings")
+
+
+class Recipe(BaseModel):
+    """A scenario: what to train on which data, in which stages."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="names the folder of its runs")
+    task: str
+    model: str = Field(description="Hub id or folder")
+    data: dict[str, Any] = Field(description="train, validation, test and the task's columns")
+    stages: dict[str, Stage] = Field(min_length=1)
+    seed: int = 42
+
+    @classmethod
+    def load(cls, recipe: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a bundled recipe by name, or a YAML file by path, and apply ``key.key=value`` overrides.
+
+        Raises:
+            ConfigError: unknown recipe, unreadable YAML, unknown key (with the nearest match), wrong type.
+        """
+        name, text = _read(recipe)
+        values = {"name": name, **_parse_yaml(text, str(recipe))}
+        for override in overrides:
+            _override(values, override)
+        loaded = parse(cls, values, "")
+        loaded.check()
+        return loaded
+
+    def check(self) -> None:
+        """Refuse unknown keys and wrong types in every block, before anything is loaded or written."""
+        parse(get_task(self.task).data_settings, self.data, "data")
+        for name, stage in self.stages.items():
+            if not name.isidentifier():
+                raise ConfigError(f"stages: '{name}' names a folder; use letters, digits and underscores")
+            training_values(stage.training, f"stages.{name}.training")
+            build_optimizations(stage.optimizations, f"stages.{name}.optimizations")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def bundled() -> dict[str, str]:
+    """Name of each bundled recipe -> its purpose (the first comment line of its file)."""
+    files = [file for file in resources.files("hf_efficient.recipes").iterdir() if file.name.endswith(".yaml")]
+    purposes = {_name(file.name): file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for file in files}
+    return dict(sorted(purposes.items()))
+
+
+def source(recipe: str | Path) -> str:
+    """Text of a bundled recipe or a YAML file."""
+    return _read(recipe)[1]
+
+
+def training_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``values`` coerced to the types that `EfficientTrainingArguments` declares (YAML reads ``3e-5`` as text).
+
+    Raises:
+        ConfigError: unknown key, a key that the recipe sets itself, or a wrong type.
+    """
+    hints = _training_hints()
+    coerced = {}
+    for key, value in values.items():
+        if key in _SET_BY_RECIPE:
+            raise ConfigError(f"{where}.{key}: a recipe sets this itself (seed, stages and their optimizations)")
+        if key not in hints:
+            raise ConfigError(f"{where}: {unknown('key', key, hints)}")
+        try:
+            coerced[key] = TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            expected = error.errors()[0]["msg"]
+            raise ConfigError(f"{where}.{key}: {expected[0].lower()}{expected[1:]}, got {value!r}") from None
+    return coerced
+
+
+@functools.cache
+def _training_hints() -> dict[str, Any]:
+    hints = typing.get_type_hints(EfficientTrainingArguments)
+    settable = (field.name for field in dataclasses.fields(EfficientTrainingArguments) if field.init)
+    return {name: hints[name] for name in settable if name not in _SET_BY_RECIPE}
+
+
+def _name(file_name: str) -> str:
+    return file_name.removesuffix(".yaml").replace("_", "-")
+
+
+def _read(recipe: str | Path) -> tuple[str, str]:
+    """Name and YAML text."""
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"no recipe file at {path}")
+        try:
+            return path.stem.replace("_", "-"), path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the recipe {path}: {error}") from error
+    if str(recipe) not in bundled():
+        raise ConfigError(f"{unknown('recipe', str(recipe), bundled())}, or a path ending in .yaml")
+    file = resources.files("hf_efficient.recipes") / f"{str(recipe).replace('-', '_')}.yaml"
+    return str(recipe), file.read_text(encoding="utf-8")
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} must hold keys and values, got {values!r}")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key in place; ``override`` is ``key.key=value``, the value read as YAML."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"overrides look like data.train=my.csv, got '{override}'")
+    *parents, last = dotted.split(".")
+    for key in parents:
+        if values.get(key) is None:
+            values[key] = {}
+        values = values[key]
+        if not isinstance(values, dict):
+            raise ConfigError(f"cannot set {dotted}: '{key}' is a value ({values!r}), not a block of keys")
+    values[last] = yaml.safe_load(text) if text else None

