@@ -47,7 +47,7 @@ class Phase:
 
     @property
     def folder(self) -> Path:
-        return Path(self.args.output_dir)
+        return Path(self.args.output_dir or ".")
 
 
 @dataclass
@@ -217,8 +217,8 @@ def _check_optimizer(trainer: Any) -> None:
     lost = [n for n, p in trainer.model.named_parameters() if p.requires_grad and id(p) not in held]
     if lost:
         raise ConfigError(
-            f"the optimizer given in optimizers= does not hold '{lost[0]}' (and {len(lost) - 1} more parameters) of the "
-            "changed model; pass optimizer_cls_and_kwargs= so that it is built after the change"
+            f"the optimizer given in optimizers= does not hold '{lost[0]}' (and {len(lost) - 1} more parameters) of "
+            "the changed model; pass optimizer_cls_and_kwargs= so that it is built after the change"
         )
 
 

