@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_efficient.errors import ConfigError, unknown
@@ -150,6 +152,21 @@ def build(config: "PreTrainedConfig", auto_class: Any) -> "PreTrainedModel":
             module._is_hf_initialized = False
             model._init_weights(module)
     return model
+
+
+def load_weights(model: "PreTrainedModel", folder: str | Path) -> None:
+    """Fill ``model``, in the shapes it has, with the weights that `save_pretrained` wrote to ``folder``.
+
+    Raises:
+        ConfigError: no readable weights there, or of other shapes.
+    """
+    if not any((Path(folder) / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
+        raise ConfigError(f"no model weights in {folder}; resume from another checkpoint")
+    try:
+        loaded = type(model).from_pretrained(folder)
+        model.load_state_dict(loaded.state_dict())
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"the weights in {folder} do not fit or cannot be read: {error}") from error
 
 
 def save_state(folder: str | Path, phase: str, states: Mapping[str, Any]) -> None:

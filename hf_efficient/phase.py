@@ -18,7 +18,7 @@ from torch import nn
 from transformers import enable_full_determinism, set_seed
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from hf_efficient.checkpoint import load_state
+from hf_efficient.checkpoint import load_state, load_weights
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import atomic_folder
 from hf_efficient.optimization import Order
@@ -84,7 +84,7 @@ def train_phases(
             _forget_optimizer(trainer)
             start = _Start(MAIN)
         elif dense is not None and start.checkpoint is None:
-            trainer._load_from_checkpoint(str(dense.folder / FINAL))
+            load_weights(trainer.model, dense.folder / FINAL)
         comparison = BeforeAfter(trainer)
         if dense is not None:
             set_seed(trainer.args.seed)  # the same start whether the dense phase just ended or was loaded

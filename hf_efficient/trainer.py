@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 from torch import nn
-from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, has_length
 
-from hf_efficient.checkpoint import load_state, save_state
+from hf_efficient.checkpoint import load_state, load_weights, save_state
 from hf_efficient.errors import ConfigError
 from hf_efficient.optimization import Context, Optimization, overrides
 from hf_efficient.phase import Phase, train_phases
@@ -181,7 +181,25 @@ class EfficientMixin(_Base):
                 f"{resume_from_checkpoint} was written while training with {', '.join(missing)}; list the same "
                 "optimizations to resume from it"
             )
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._loads_plainly():
+            load_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._loads_plainly() and self.state.best_model_checkpoint is not None:
+            load_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _loads_plainly(self) -> bool:
+        """Whether a checkpoint's weights go through `from_pretrained`, which knows how families rename their tensors.
+
+        Stock (5.24) reads the file's names as they are: a ViT, whose names differ on disk, keeps its random weights on
+        resume with a logged warning only (transformers issue 43701). Trainings with optimizations must not.
+        """
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return self.phase is not None and not sharded and isinstance(self.model, PreTrainedModel)
 
 
 def _configure(init: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

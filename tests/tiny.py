@@ -72,12 +72,14 @@ def token_examples(count: int = 48, seed: int = 0) -> Examples:
 
 
 def image_examples(count: int = 48, seed: int = 0) -> Examples:
-    """Brightness tells the class."""
+    """The brighter colour tells the class."""
     generator = torch.Generator().manual_seed(seed)
     examples = []
     for index in range(count):
-        noise = torch.rand(3, 8, 8, generator=generator)
-        examples.append({"pixel_values": noise + index % 2, "labels": index % 2})
+        pixels = torch.rand(3, 8, 8, generator=generator)
+        label = index % 2
+        pixels[label] += 2
+        examples.append({"pixel_values": pixels, "labels": label})
     return Examples(examples)
 
 

@@ -1,0 +1,178 @@
+"""The contract that every optimization keeps, one table row each, on text, token and vision models.
+
+off = bit-equal · trains · resumes to equal weights · reloads in one plain line · settings round-trip · has an effect or
+warns · works on 2 processes (tests/test_distributed.py runs the same rows).
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from hf_efficient import EfficientTrainer, EfficientTrainingArguments, NoEffectWarning
+from hf_efficient.plan import OPTIMIZATIONS, build_optimizations
+from tests.test_parity import Stop, assert_same_tensors, build
+from tests.tiny import LAYERS
+
+MODELS = ("text", "token", "vision")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimization.
+
+    Attributes:
+        settings: on, with an effect.
+        neutral: on, but as good as off; None where no such setting exists.
+        effect: from (trainer before training, trainer after) whether the named quantity changed.
+        arguments: training arguments it needs.
+    """
+
+    settings: dict[str, Any]
+    neutral: dict[str, Any] | None
+    effect: Callable[[Any, Any], bool]
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class OutputTypes(TrainerCallback):
+    """Number types that the first attention projection puts out while the model trains."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.dtypes: set[torch.dtype] = set()
+        layer = next(module for name, module in model.named_modules() if name.endswith(("query", "q_proj")))
+        layer.register_forward_hook(lambda module, inputs, output: self.dtypes.add(output.dtype))
+
+
+class StopMain(Stop):
+    """Stops the main phase after seven steps."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not args.output_dir.endswith("dense"):
+            super().on_step_end(args, state, control, **kwargs)
+
+
+def fewer_parameters(before: Any, after: Any) -> bool:
+    saved = transformers.AutoConfig.from_pretrained(after.finished)
+    kept = sum(parameter.numel() for parameter in after.model.parameters())
+    return saved.num_hidden_layers == LAYERS - 1 and kept < sum(p.numel() for p in before.model.parameters())
+
+
+def computes_in_bf16(before: Any, after: Any) -> bool:
+    kinds = [c.dtypes for c in after.callback_handler.callbacks if isinstance(c, OutputTypes)]
+    return kinds == [{torch.bfloat16}]
+
+
+ROWS = {
+    "precision": Row({"dtype": "bf16"}, {"dtype": "fp32"}, computes_in_bf16),
+    "structured_pruning": Row(
+        {"keep_layers": LAYERS - 1, "calibration_batches": 2},
+        {"keep_layers": LAYERS},
+        fewer_parameters,
+        {"dense_epochs": 6},
+    ),
+}
+
+
+def trainer(
+    folder: Path, name: str, kind: str, settings: dict[str, Any] | None = None, callbacks: Any = (), **options: Any
+) -> Any:
+    row = ROWS[name]
+    settings = row.settings if settings is None else settings
+    return build(
+        EfficientTrainer,
+        EfficientTrainingArguments,
+        folder,
+        kind=kind,
+        given={"callbacks": list(callbacks)},
+        optimizations={name: settings},
+        measure_seconds=0,
+        **{**row.arguments, **options},
+    )
+
+
+def train(one: Any, **options: Any) -> Any:
+    set_seed(0)
+    one.train(**options)
+    return one
+
+
+cases = pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in ROWS for kind in MODELS])
+
+
+def test_every_optimization_has_a_row() -> None:
+    assert set(ROWS) == set(OPTIMIZATIONS)
+
+
+@cases
+def test_trains_and_has_an_effect(tmp_path: Path, name: str, kind: str) -> None:
+    before = build(Trainer, TrainingArguments, tmp_path / "before", kind=kind)
+    after = train(trainer(tmp_path / "after", name, kind, callbacks=[OutputTypes]))
+    assert ROWS[name].effect(before, after)
+    json.dumps(after.optimizations[0].describe())
+    assert after.state.log_history[0]["loss"] > after.state.log_history[-2]["loss"]
+
+
+@cases
+def test_neutral_setting_is_bit_equal(tmp_path: Path, name: str, kind: str) -> None:
+    neutral = ROWS[name].neutral
+    if neutral is None:
+        pytest.skip("has no neutral setting")
+    stock = train(build(Trainer, TrainingArguments, tmp_path / "stock", kind=kind))
+    with pytest.warns(NoEffectWarning, match=name):
+        ours = train(trainer(tmp_path / "ours", name, kind, neutral, dense_epochs=0))
+    assert_same_tensors(dict(stock.model.state_dict()), dict(ours.model.state_dict()))
+
+
+@cases
+def test_resumes_to_equal_weights(tmp_path: Path, name: str, kind: str) -> None:
+    undisturbed = train(trainer(tmp_path / "undisturbed", name, kind))
+    train(trainer(tmp_path / "stopped", name, kind, callbacks=[StopMain]))
+    resumed = trainer(tmp_path / "stopped", name, kind)
+    train(resumed, resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-4"))
+    assert_same_tensors(dict(undisturbed.model.state_dict()), dict(resumed.model.state_dict()))
+
+
+@cases
+def test_reloads_in_one_plain_line(tmp_path: Path, name: str, kind: str) -> None:
+    trained = train(trainer(tmp_path, name, kind))
+    for folder in (trained.finished, tmp_path / "checkpoint-4"):
+        loaded = type(trained.model).from_pretrained(folder)
+        assert {key: value.shape for key, value in loaded.state_dict().items()} == {
+            key: value.shape for key, value in trained.model.state_dict().items()
+        }
+    loaded = type(trained.model).from_pretrained(trained.finished).eval()
+    batch = trained.collate(trained.examples(trained.eval_dataset, 4))
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, trained.model.eval()(**batch).logits)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_settings_round_trip(name: str) -> None:
+    for settings in filter(None, (ROWS[name].settings, ROWS[name].neutral)):
+        (built,) = build_optimizations({name: settings})
+        values = dataclasses.asdict(built)
+        assert settings.items() <= values.items()
+        (again,) = build_optimizations(json.loads(json.dumps({name: values})))
+        assert dataclasses.asdict(again) == values
+        args = EfficientTrainingArguments("out", use_cpu=True, optimizations={name: settings})
+        assert dataclasses.replace(args, seed=1).optimizations == {name: settings}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_one_instance_serves_two_trainings(tmp_path: Path, name: str) -> None:
+    (instance,) = build_optimizations({name: ROWS[name].settings})
+    results = []
+    for folder in ("first", "second"):
+        options = {"dense_epochs": ROWS[name].arguments.get("dense_epochs", 0), "measure_seconds": 0}
+        given = {"callbacks": [instance]}
+        results.append(
+            train(build(EfficientTrainer, EfficientTrainingArguments, tmp_path / folder, given=given, **options))
+        )
+    assert_same_tensors(dict(results[0].model.state_dict()), dict(results[1].model.state_dict()))
