@@ -100,7 +100,7 @@ def apply_shapes(model: "PreTrainedModel", shapes: Shapes) -> None:
                 "the checkpoint belongs to another architecture or was edited"
             ) from None
         for attribute in sizes:
-            if not isinstance(getattr(module, attribute, None), int):
+            if type(getattr(module, attribute, None)) is not int:  # a bool is no size
                 allowed = [name for name, value in vars(module).items() if type(value) is int]
                 raise ConfigError(f"manifest, module '{path}': {unknown('size', attribute, allowed)}")
         _resize(base, path, module, sizes)

@@ -223,8 +223,17 @@ def _check_optimizer(trainer: Any) -> None:
 
 
 def _unwrapped(trainer: Any) -> nn.Module:
-    """The plain model: Accelerate's mixed-precision wrapper around `forward` taken off."""
-    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    """The plain model: Accelerate's mixed-precision wrapper around `forward` taken off.
+
+    `unwrap_model(keep_fp32_wrapper=False)` would take the family's own decorators of `forward` off with it.
+    """
+    model = trainer.model
+    original = vars(model).pop("_original_forward", None)
+    if original is not None:
+        del model.forward
+        if model.forward != original:  # the instance had a forward of its own before
+            model.forward = original
+    return model
 
 
 def _finish(trainer: Any, plan: Plan) -> None:

@@ -32,9 +32,11 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def _message(cls: type, detail: Mapping[str, Any], where: str) -> str:
     path = [str(part) for part in detail["loc"]]
-    name = ".".join([*([where] if where else []), *path])
+    names = [*([where] if where else []), *path]
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{name}: {unknown('key', path[-1], _keys(cls, path[:-1]))}"
+        parent = ".".join(names[:-1])
+        return f"{parent + ': ' if parent else ''}{unknown('key', path[-1], _keys(cls, path[:-1]))}"
+    name = ".".join(names)
     if detail["type"] in ("missing", "missing_argument"):
         return f"{name} is missing; add it"
     cause = (detail.get("ctx") or {}).get("error")

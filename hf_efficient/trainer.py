@@ -41,6 +41,8 @@ class EfficientMixin(_Base):
     phase: Phase | None = None
     """The phase that `train` is in."""
 
+    _counts_items: bool | None = None
+
     finished: Path | None = None
     """Folder of the finished model, once `train` has run optimizations."""
 
@@ -149,20 +151,38 @@ class EfficientMixin(_Base):
         if self.phase is None or not model.training:  # evaluation loss stays comparable
             return stock_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         given = dict(inputs)  # stock pops the labels under label smoothing
+        scale = self._loss_scale(stock_loss, model, given, num_items_in_batch)
         loss, outputs = stock_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        loss = self.phase.plan.loss(loss, given, outputs, self._loss_scale(given, num_items_in_batch))
+        loss = self.phase.plan.loss(loss, given, outputs, scale)
         return (loss, outputs) if return_outputs else loss
 
-    def _loss_scale(self, inputs: Mapping[str, Any], num_items_in_batch: torch.Tensor | int | None) -> Any:
+    def _loss_scale(
+        self, stock_loss: Any, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
+    ) -> Any:
         """From a mean over the micro-batch to the units of stock's loss (`Optimization.loss`)."""
-        scaled = self.loss_is_scaled_for_ga
-        if scaled is None:
-            scaled = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        if not scaled or num_items_in_batch is None or "labels" not in inputs:
-            return 1.0  # `training_step` divides by the number of accumulation steps
-        labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
-        share = labels.ne(-100).sum() / num_items_in_batch
-        return share * self.accelerator.num_processes if self.args.average_tokens_across_devices else share
+        if num_items_in_batch is None or "labels" not in inputs:
+            return 1.0
+        if self._counts_items is None:
+            self._counts_items = self._loss_counts_items(stock_loss, model, inputs, num_items_in_batch)
+        scale: Any = 1.0
+        if self._counts_items:
+            labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+            scale = labels.ne(-100).sum() / num_items_in_batch
+        # Stock multiplies by the number of processes last, because DDP averages; a user's own loss does not
+        averaged = self.args.average_tokens_across_devices and type(self).compute_loss is Trainer.compute_loss
+        return scale * self.accelerator.num_processes if averaged else scale
+
+    @torch.no_grad()
+    def _loss_counts_items(self, stock_loss: Any, model: nn.Module, inputs: dict[str, Any], items: Any) -> bool:
+        """Whether the loss divides by the number of items of the whole accumulated batch.
+
+        Nothing declares it: several models take `num_items_in_batch` and return the micro-batch's mean all the same. So
+        try: only a loss that counts halves when there are twice as many.
+        """
+        model.eval()  # no dropout, so no random numbers are used up
+        once, twice = (stock_loss(model, dict(inputs), num_items_in_batch=items * times) for times in (1, 2))
+        model.train()
+        return not torch.isclose(once, twice)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

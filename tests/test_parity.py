@@ -20,7 +20,7 @@ from hf_efficient import (
 )
 from tests.tiny import KINDS, Examples, arguments, pad, text_examples, text_model
 
-CLOCK = ("runtime", "per_second")
+CLOCK = ("runtime", "per_second", "preparation_time")
 
 
 def without_clock(value: Any) -> Any:
@@ -234,7 +234,9 @@ def test_hyperparameter_search_is_equal(tmp_path: Path) -> None:
         return {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)}
 
     found = []
-    for trainer in pair(tmp_path, given={"model_init": lambda: text_model()}, eval_strategy="epoch", save_strategy="no"):
+    for trainer in pair(
+        tmp_path, given={"model_init": lambda: text_model()}, eval_strategy="epoch", save_strategy="no"
+    ):
         set_seed(0)
         sampler = optuna.samplers.TPESampler(seed=0)
         best = trainer.hyperparameter_search(space, n_trials=3, backend="optuna", sampler=sampler)
@@ -298,7 +300,9 @@ class Own:
         vars(self).setdefault("trace", {}).setdefault(name, 0)
         self.trace[name] += 1
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         self._count("compute_loss")
         outputs = model(**inputs)
         loss = 3.0 * outputs.loss

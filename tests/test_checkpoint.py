@@ -1,0 +1,218 @@
+"""Changed shapes load in one plain line, as an ordinary model; damaged or foreign files are refused."""
+
+import copy
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForSequenceClassification, BertTokenizerFast, Trainer, TrainingArguments
+
+from hf_efficient.checkpoint import (
+    FORMAT_VERSION,
+    ManifestConfig,
+    apply_shapes,
+    load_state,
+    load_weights,
+    record_shapes,
+    register_loader,
+    save_state,
+    shapes_of,
+)
+from hf_efficient.errors import ConfigError
+from tests.golden import make
+from tests.tiny import arguments, pad, text_examples, text_model
+
+GOLDEN = sorted(Path(__file__).parent.glob("golden/v*"))
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> tuple[Any, Path]:
+    """A model with other shapes in every layer, and the folder it is saved in."""
+    model = make.model()
+    model.save_pretrained(tmp_path / "narrow")
+    return model, tmp_path / "narrow"
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(make.INPUT, make.MASK).logits
+
+
+def test_there_is_a_golden_checkpoint_of_every_format() -> None:
+    assert [folder.name for folder in GOLDEN] == [f"v{version}" for version in range(1, FORMAT_VERSION + 1)]
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+def test_golden_checkpoint_loads_to_the_same_logits(folder: Path) -> None:
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    torch.testing.assert_close(logits(loaded), load_file(folder / "expected.safetensors")["logits"])
+    assert loaded.bert.encoder.layer[0].intermediate.dense.out_features == 12
+
+
+def test_loads_in_a_fresh_process(narrow: tuple[Any, Path]) -> None:
+    model, folder = narrow
+    code = (
+        "import sys, hf_efficient; from transformers import AutoModelForSequenceClassification as A;"
+        "from tests.golden.make import INPUT, MASK;"
+        "print(A.from_pretrained(sys.argv[1])(INPUT, MASK).logits.tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == logits(model).tolist()
+
+
+def test_fails_loudly_without_the_import(narrow: tuple[Any, Path]) -> None:
+    code = "import sys; from transformers import AutoModel; AutoModel.from_pretrained(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, str(narrow[1])], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "hf_efficient" in done.stderr
+    assert "mismatch" in done.stderr.lower()
+
+
+def test_loads_as_the_bare_encoder(narrow: tuple[Any, Path]) -> None:
+    model, folder = narrow
+    encoder = AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = model.bert(make.INPUT, make.MASK).last_hidden_state
+        assert torch.equal(encoder(make.INPUT, make.MASK).last_hidden_state, expected)
+
+
+class TestReloadedIsOrdinary:
+    def test_nothing_says_quantized(self, narrow: tuple[Any, Path]) -> None:
+        loaded = AutoModelForSequenceClassification.from_pretrained(narrow[1])
+        assert not loaded.is_quantized
+        assert not hasattr(loaded, "hf_quantizer")
+        assert not hasattr(loaded, "quantization_method")
+
+    def test_half_and_bfloat16(self, narrow: tuple[Any, Path]) -> None:
+        model, folder = narrow
+        loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+        torch.testing.assert_close(logits(loaded.bfloat16()).float(), logits(model), rtol=0.1, atol=0.1)
+        assert loaded.half().dtype == torch.float16
+        assert AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+    def test_saves_again(self, narrow: tuple[Any, Path], tmp_path: Path) -> None:
+        model, folder = narrow
+        AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path / "again")
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
+        assert torch.equal(logits(again), logits(model))
+        saved = [json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "again")]
+        assert saved[0]["quantization_config"] == saved[1]["quantization_config"]
+
+    def test_copies(self, narrow: tuple[Any, Path]) -> None:
+        model, folder = narrow
+        assert torch.equal(
+            logits(copy.deepcopy(AutoModelForSequenceClassification.from_pretrained(folder))), logits(model)
+        )
+
+    def test_trains_with_the_stock_trainer(self, narrow: tuple[Any, Path], tmp_path: Path) -> None:
+        loaded = AutoModelForSequenceClassification.from_pretrained(narrow[1])
+        before = copy.deepcopy(loaded.state_dict())
+        examples = text_examples(16)
+        for example in examples.examples:
+            example["input_ids"] = example["input_ids"] % 16
+        Trainer(
+            loaded, arguments(TrainingArguments, tmp_path / "out"), train_dataset=examples, data_collator=pad
+        ).train()
+        key = "bert.encoder.layer.0.intermediate.dense.weight"
+        assert not torch.equal(before[key], loaded.state_dict()[key])
+        reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "checkpoint-4")
+        assert torch.equal(reloaded.state_dict()[key], loaded.state_dict()[key])
+
+    def test_takes_peft_adapters(self, narrow: tuple[Any, Path], tmp_path: Path) -> None:
+        peft = pytest.importorskip("peft")
+        loaded = AutoModelForSequenceClassification.from_pretrained(narrow[1])
+        adapted = peft.get_peft_model(loaded, peft.LoraConfig(r=2, target_modules=["query", "value"]))
+        torch.nn.init.ones_(
+            adapted.base_model.model.bert.encoder.layer[1].attention.self.query.lora_B["default"].weight
+        )
+        expected = logits(adapted)
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(logits(merged), expected)
+        merged.save_pretrained(tmp_path / "merged")
+        reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+        torch.testing.assert_close(logits(reloaded), expected)
+
+    def test_works_in_a_pipeline(self, narrow: tuple[Any, Path]) -> None:
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]
+        BertTokenizerFast(vocab={word: index for index, word in enumerate(words)}).save_pretrained(narrow[1])
+        classify = transformers.pipeline("text-classification", model=str(narrow[1]), device="cpu")
+        assert 0 < classify("a b c")[0]["score"] < 1
+
+
+class TestManifest:
+    def test_registering_again_is_harmless(self) -> None:
+        register_loader()
+
+    def test_record_adds_to_what_is_there(self) -> None:
+        model = text_model()
+        record_shapes(model, {"a": {"x": 1}})
+        record_shapes(model, {"a": {"y": 2}, "b": {"x": 3}})
+        assert shapes_of(model.config) == {"a": {"x": 1, "y": 2}, "b": {"x": 3}}
+
+    def test_newer_format_is_refused(self, narrow: tuple[Any, Path]) -> None:
+        edit_manifest(narrow[1], version=FORMAT_VERSION + 1)
+        with pytest.raises(ConfigError, match="upgrade|Upgrade"):
+            AutoModel.from_pretrained(narrow[1])
+
+    def test_unknown_key_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="did you mean 'modules'"):
+            ManifestConfig(moduls={})
+
+    def test_unknown_module_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"encoder\.layer\.9"):
+            apply_shapes(text_model(), {"encoder.layer.9.output.dense": {"in_features": 2}})
+
+    @pytest.mark.parametrize("attribute", ["out_featurs", "forward", "training"])
+    def test_only_sizes_can_be_set(self, attribute: str) -> None:
+        with pytest.raises(ConfigError, match="out_features"):
+            apply_shapes(text_model(), {"encoder.layer.0.output.dense": {attribute: 2}})
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"].update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+class TestState:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        save_state(tmp_path, "main", {"one": {"mask": torch.ones(2), "step": 3}})
+        state = load_state(tmp_path)
+        assert state is not None
+        assert state["phase"] == "main"
+        assert torch.equal(state["optimizations"]["one"]["mask"], torch.ones(2))
+
+    def test_absent(self, tmp_path: Path) -> None:
+        assert load_state(tmp_path) is None
+
+    def test_damaged(self, tmp_path: Path) -> None:
+        save_state(tmp_path, "main", {})
+        file = tmp_path / "optimizations.pt"
+        file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(ConfigError, match="earlier checkpoint"):
+            load_state(tmp_path)
+
+    def test_code_in_it_is_not_run(self, tmp_path: Path) -> None:
+        class Evil:
+            def __reduce__(self) -> Any:
+                return (Path.touch, (tmp_path / "ran",))
+
+        torch.save({"version": 1, "phase": "main", "optimizations": Evil()}, tmp_path / "optimizations.pt")
+        with pytest.raises(ConfigError):
+            load_state(tmp_path)
+        assert not (tmp_path / "ran").exists()
+
+    def test_weights_of_other_shapes(self, narrow: tuple[Any, Path]) -> None:
+        with warnings.catch_warnings(), pytest.raises(ConfigError, match="do not fit"):
+            load_weights(text_model(), narrow[1])
+
+    def test_no_weights(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="no model weights"):
+            load_weights(text_model(), tmp_path)

@@ -1,0 +1,407 @@
+"""What EfficientMixin adds: hooks, phases, checkpoints, and refusals that say what to do."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_efficient import (
+    ConfigError,
+    ConflictError,
+    EfficientMixin,
+    EfficientSeq2SeqTrainer,
+    EfficientTrainer,
+    EfficientTrainingArguments,
+    Optimization,
+    Order,
+    StructuredPruning,
+    efficient,
+)
+from hf_efficient.optimization import EFFICIENT_METHODS
+from tests.test_contract import StopMain
+from tests.test_parity import Own, assert_same_tensors, build, train, without_clock
+from tests.tiny import Examples, text_model
+
+CUT = {"structured_pruning": {"keep_layers": 2, "calibration_batches": 2}}
+
+
+@dataclass(eq=False, kw_only=True)
+class Doubled(Optimization):
+    """Adds the mean loss once more."""
+
+    name = "doubled"
+    order = Order.LOSS
+
+    def loss(self, loss: Any, inputs: Any, outputs: Any, scale: Any) -> Any:
+        return loss + scale * torch.nn.functional.cross_entropy(outputs.logits, inputs["labels"])
+
+
+@dataclass(eq=False, kw_only=True)
+class Traced(Optimization):
+    """Writes down which of its methods run, and on what."""
+
+    name = "traced"
+    order = Order.STRUCTURE
+    conflicts = frozenset({"doubled"})
+
+    def __post_init__(self) -> None:
+        self.trace: list[str] = []
+
+    def check(self, context: Any) -> None:
+        self.trace.append("check")
+
+    def configure(self, args: Any) -> Any:
+        self.trace.append("configure")
+        return args
+
+    def prepare_data(self, dataset: Any) -> Any:
+        self.trace.append("prepare_data")
+        return Examples(dataset.examples[:16])
+
+    def prepare_model(self, model: Any, context: Any) -> Any:
+        self.trace.append(f"prepare_model {context.folder.name}")
+        return model
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self.trace.append(f"on_train_begin {state.max_steps} steps")
+
+    def finalize(self, model: Any) -> Any:
+        self.trace.append("finalize")
+        torch.nn.init.constant_(model.classifier.bias, 7.0)
+        return model
+
+
+def trainer(folder: Path, given: Any = None, **changes: Any) -> Any:
+    changes = {"measure_seconds": 0, **changes}
+    return build(EfficientTrainer, EfficientTrainingArguments, folder, given=given, **changes)
+
+
+class TestHooks:
+    def test_run_in_the_documented_order(self, tmp_path: Path) -> None:
+        traced = Traced()
+        trainer(tmp_path / "out", {"callbacks": [traced]}).train()
+        assert traced.trace == [
+            "check",
+            "configure",
+            "prepare_data",
+            "prepare_model out",
+            "on_train_begin 4 steps",
+            "finalize",
+        ]
+
+    def test_wait_for_the_dense_phase(self, tmp_path: Path) -> None:
+        traced = Traced()
+        trainer(tmp_path / "out", {"callbacks": [traced]}, dense_epochs=1).train()
+        assert traced.trace.count("finalize") == 1
+        assert [event for event in traced.trace if "on_train_begin" in event] == ["on_train_begin 4 steps"]
+
+    def test_finalized_model_is_evaluated_and_saved(self, tmp_path: Path) -> None:
+        one = trainer(tmp_path, {"callbacks": [Traced()]})
+        one.train()
+        assert "eval_loss" in one.state.log_history[-1]
+        assert one.finished == tmp_path / "final"
+        loaded = type(one.model).from_pretrained(one.finished)
+        assert (loaded.classifier.bias == 7).all()
+
+    @pytest.mark.parametrize("accumulate", [1, 3])
+    def test_loss_scale_follows_accumulation(self, tmp_path: Path, accumulate: int) -> None:
+        """Adding the mean loss once more must double the gradient, however the batch is cut up."""
+        plain = trainer(tmp_path / "plain", gradient_accumulation_steps=accumulate, max_steps=2, max_grad_norm=0.0)
+        doubled = trainer(
+            tmp_path / "doubled",
+            {"callbacks": [Doubled]},
+            gradient_accumulation_steps=accumulate,
+            max_steps=2,
+            max_grad_norm=0.0,
+        )
+        train(plain, doubled)
+        ratio = doubled.state.log_history[0]["grad_norm"] / plain.state.log_history[0]["grad_norm"]
+        assert ratio == pytest.approx(2, rel=1e-4)
+
+    def test_evaluation_loss_is_not_changed(self, tmp_path: Path) -> None:
+        plain, doubled = trainer(tmp_path / "a"), trainer(tmp_path / "b", {"callbacks": [Doubled]})
+        assert without_clock(plain.evaluate()) == without_clock(doubled.evaluate())
+
+    @pytest.mark.parametrize("style", ["subclass of ours", "efficient(subclass of stock)"])
+    def test_users_subclass_keeps_its_effect(self, tmp_path: Path, style: str) -> None:
+        """The user's loss (three times the model's) is used, and the optimization adds to it, once."""
+        ours = style == "subclass of ours"
+        cls: Any = type("Mine", (Own, EfficientTrainer), {}) if ours else efficient(type("Mine", (Own, Trainer), {}))
+        options: dict[str, Any] = {"eval_strategy": "epoch", "measure_seconds": 0, "max_grad_norm": 0.0}
+        logs = []
+        for folder, callbacks in (("plain", []), ("doubled", [Doubled])):
+            one = build(cls, EfficientTrainingArguments, tmp_path / folder, given={"callbacks": callbacks}, **options)
+            train(one)
+            logs.append(one.state.log_history[0])
+        assert logs[1]["loss"] / logs[0]["loss"] == pytest.approx(4 / 3, rel=1e-4)
+        assert set(one.trace) == {name for name in vars(Own) if not name.startswith("_") and name != "trace"}
+
+
+class TestSettings:
+    def test_from_arguments_and_callbacks_together(self, tmp_path: Path) -> None:
+        one = trainer(tmp_path, {"callbacks": [Doubled()]}, optimizations=CUT)
+        assert sorted(optimization.name for optimization in one.optimizations) == ["doubled", "structured_pruning"]
+
+    def test_plain_training_arguments_with_callbacks(self, tmp_path: Path) -> None:
+        given = {"callbacks": [StructuredPruning(keep_layers=[0, 2])]}
+        one = build(EfficientTrainer, TrainingArguments, tmp_path, given=given)
+        one.train()
+        assert one.model.config.num_hidden_layers == 2
+
+    def test_added_later(self, tmp_path: Path) -> None:
+        one = trainer(tmp_path)
+        one.add_callback(StructuredPruning(keep_layers=[0, 2]))
+        one.train()
+        assert one.model.config.num_hidden_layers == 2
+
+    def test_added_too_late(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="callbacks="):
+            trainer(tmp_path).add_callback(Traced())
+
+    def test_removed_again(self, tmp_path: Path) -> None:
+        one = trainer(tmp_path, optimizations=CUT)
+        one.remove_callback(StructuredPruning)
+        one.train()
+        assert one.model.config.num_hidden_layers == 3
+
+    def test_twice(self, tmp_path: Path) -> None:
+        with pytest.raises(ConflictError, match="structured_pruning is given twice"):
+            trainer(tmp_path, {"callbacks": [StructuredPruning(keep_layers=2)]}, optimizations=CUT)
+
+    def test_conflict(self, tmp_path: Path) -> None:
+        with pytest.raises(ConflictError, match="traced and doubled cannot run together"):
+            trainer(tmp_path, {"callbacks": [Doubled, Traced]})
+
+    def test_unknown_name_and_key(self) -> None:
+        with pytest.raises(ConfigError, match="did you mean 'structured_pruning'"):
+            EfficientTrainingArguments("out", optimizations={"structered_pruning": {}})
+        with pytest.raises(
+            ConfigError, match=r"structured_pruning: unknown key 'keep_layer'; did you mean 'keep_layers'"
+        ):
+            EfficientTrainingArguments("out", optimizations={"structured_pruning": {"keep_layer": 2}})
+
+    def test_instances_do_not_go_into_arguments(self) -> None:
+        with pytest.raises(ConfigError, match="callbacks="):
+            EfficientTrainingArguments("out", optimizations={"structured_pruning": StructuredPruning()})
+
+    @pytest.mark.parametrize("field", ["dense_epochs", "measure_seconds"])
+    def test_negative(self, field: str) -> None:
+        with pytest.raises(ConfigError, match=field):
+            EfficientTrainingArguments("out", **{field: -1})
+
+    def test_not_a_mapping(self) -> None:
+        with pytest.raises(ConfigError, match="mapping"):
+            EfficientTrainingArguments("out", optimizations="precision")
+
+
+class TestStockTrainer:
+    def test_refuses_what_it_cannot_run(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="EfficientTrainer"):
+            build(Trainer, TrainingArguments, tmp_path, given={"callbacks": [Traced()]})
+
+    def test_refuses_when_added_later(self, tmp_path: Path) -> None:
+        one = build(Trainer, TrainingArguments, tmp_path)
+        one.add_callback(Doubled())
+        with pytest.raises(ConfigError, match="EfficientTrainer"):
+            one.train()
+
+    def test_runs_what_only_uses_stock_events(self, tmp_path: Path) -> None:
+        @dataclass(eq=False, kw_only=True)
+        class Counting(Optimization):
+            name = "counting"
+            order = Order.DATA
+            steps = 0
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                self.steps += 1
+
+        counting = Counting()
+        build(Trainer, TrainingArguments, tmp_path, given={"callbacks": [counting]}).train()
+        assert counting.steps == 12
+
+    def test_has_all_hooks_listed(self) -> None:
+        own = {name for name in vars(Optimization) if not name.startswith(("_", "on_"))}
+        passive = {"check", "reset", "state_dict", "load_state_dict", "describe", "attach", "conflicts"}
+        assert set(EFFICIENT_METHODS) == own - passive
+
+
+class TestDensePhase:
+    def test_two_phases(self, tmp_path: Path) -> None:
+        one = trainer(tmp_path, optimizations=CUT, dense_epochs=6)
+        output = one.train()
+        assert output.metrics["dense_epoch"] == 6
+        assert output.metrics["epoch"] == 2
+        assert one.args.output_dir == str(tmp_path)
+        assert one.args.num_train_epochs == 2
+        dense = type(one.model).from_pretrained(tmp_path / "dense" / "final")
+        assert dense.config.num_hidden_layers == 3
+        assert json.loads((tmp_path / "decisions" / "structured_pruning.json").read_text())["kept"]
+
+    @pytest.mark.parametrize("where", ["dense/checkpoint-4", "dense/checkpoint-36", "checkpoint-8", "newest"])
+    def test_resumes_in_the_interrupted_phase(self, tmp_path: Path, where: str) -> None:
+        options = {"optimizations": CUT, "dense_epochs": 6, "seed": 3}
+        whole = trainer(tmp_path / "whole", **options)
+        train(whole)
+        resumed = trainer(tmp_path / "whole", **options)
+        path = True if where == "newest" else str(tmp_path / "whole" / where)
+        train(resumed, resume_from_checkpoint=path)
+        assert_same_tensors(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
+
+    def test_resumes_between_the_phases(self, tmp_path: Path) -> None:
+        """Killed after the layers were chosen and before the first checkpoint of the main phase."""
+
+        class Killed(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if not args.output_dir.endswith("dense"):
+                    raise KeyboardInterrupt
+
+        options = {"optimizations": CUT, "dense_epochs": 6}
+        whole = trainer(tmp_path / "whole", **options)
+        train(whole)
+        with pytest.raises(KeyboardInterrupt):
+            train(trainer(tmp_path / "killed", {"callbacks": [Killed]}, **options))
+        decision = tmp_path / "killed" / "decisions" / "structured_pruning.json"
+        chosen = decision.read_text()
+        resumed = trainer(tmp_path / "killed", **options)
+        train(resumed, resume_from_checkpoint=True)
+        assert decision.read_text() == chosen
+        assert_same_tensors(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
+
+    def test_with_model_init(self, tmp_path: Path) -> None:
+        plain = trainer(tmp_path / "plain", optimizations=CUT, dense_epochs=6)
+        fresh = trainer(tmp_path / "init", {"model_init": lambda: text_model()}, optimizations=CUT, dense_epochs=6)
+        for _ in range(2):  # a second train() starts from a new model again
+            fresh.train()
+            assert fresh.model.config.num_hidden_layers == 2
+            assert fresh.model_init is not None
+        plain.train()
+        assert plain.model.state_dict().keys() == fresh.model.state_dict().keys()
+
+    def test_best_model_of_each_phase(self, tmp_path: Path) -> None:
+        options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        one = trainer(tmp_path, optimizations=CUT, dense_epochs=6, **options)
+        one.train()
+        best = min(log["eval_loss"] for log in one.state.log_history if "eval_loss" in log)
+        assert one.evaluate()["eval_loss"] == pytest.approx(best)
+
+    def test_bf16_leaves_a_plain_model(self, tmp_path: Path) -> None:
+        one = trainer(tmp_path, optimizations={**CUT, "precision": {"dtype": "bf16"}}, dense_epochs=6)
+        one.train()
+        assert one.model.dtype == torch.float32
+        assert "forward" not in vars(one.model)
+
+    def test_needs_something_to_do_afterwards(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="num_train_epochs"):
+            trainer(tmp_path, dense_epochs=1).train()
+
+    def test_cannot_restart_a_given_optimizer(self, tmp_path: Path) -> None:
+        model = text_model()
+        given = {"model": model, "optimizers": (torch.optim.SGD(model.parameters(), lr=0.1), None)}
+        with pytest.raises(ConfigError, match="optimizer_cls_and_kwargs"):
+            trainer(tmp_path, given, optimizations=CUT, dense_epochs=1).train()
+
+
+class TestResume:
+    def test_without_the_optimization_is_refused(self, tmp_path: Path) -> None:
+        train(trainer(tmp_path, {"callbacks": [StopMain]}, optimizations=CUT, dense_epochs=6))
+        with pytest.raises(ConfigError, match="structured_pruning"):
+            trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+    def test_of_a_stock_checkpoint_with_a_cut_is_refused(self, tmp_path: Path) -> None:
+        build(Trainer, TrainingArguments, tmp_path).train()
+        with pytest.raises(ConfigError, match="from_pretrained"):
+            trainer(tmp_path, optimizations=CUT).train(resume_from_checkpoint=True)
+
+    def test_without_any_checkpoint(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="No valid checkpoint"):
+            trainer(tmp_path, optimizations=CUT).train(resume_from_checkpoint=True)
+
+    def test_after_reload_of_the_cut_model(self, tmp_path: Path) -> None:
+        """The model given on resume may be the cut one already."""
+        whole = trainer(tmp_path, optimizations=CUT, dense_epochs=6)
+        train(whole)
+        model = type(whole.model).from_pretrained(tmp_path / "checkpoint-8")
+        resumed = trainer(tmp_path, {"model": model}, optimizations=CUT, dense_epochs=6)
+        train(resumed, resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+        assert_same_tensors(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
+
+
+class TestEfficient:
+    def test_puts_the_mixin_in_front(self) -> None:
+        class Mine(Trainer):
+            """My trainer."""
+
+        cls = efficient(Mine)
+        assert cls.__mro__[1:3] == (EfficientMixin, Mine)
+        assert cls.__name__ == "EfficientMine"
+        assert efficient(Mine) is cls
+        assert efficient(cls) is cls
+        assert efficient(EfficientSeq2SeqTrainer) is EfficientSeq2SeqTrainer
+
+    def test_refuses_other_classes(self) -> None:
+        with pytest.raises(ConfigError, match=r"transformers\.Trainer"):
+            efficient(dict)
+
+    def test_sentence_transformers(self, tmp_path: Path, default_model: str) -> None:
+        library = pytest.importorskip("sentence_transformers")
+        datasets = pytest.importorskip("datasets")
+        pairs = datasets.Dataset.from_dict({"anchor": ["one", "two"] * 4, "positive": ["eins", "zwei"] * 4})
+        model = library.SentenceTransformer(default_model, device="cpu")
+        args = library.SentenceTransformerTrainingArguments(
+            str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True, disable_tqdm=True
+        )
+        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+        loss = MultipleNegativesRankingLoss(model)
+        stepped = Traced()
+        stepped.prepare_data = lambda dataset: dataset  # type: ignore[method-assign]
+        stepped.finalize = lambda model: model  # type: ignore[method-assign]
+        cls = efficient(library.SentenceTransformerTrainer)
+        one = cls(model=model, args=args, train_dataset=pairs, loss=loss, callbacks=[stepped])
+        one.train()
+        assert one.state.global_step == 2
+        assert "on_train_begin 2 steps" in stepped.trace
+        assert (tmp_path / "final" / "model.safetensors").is_file()
+
+    def test_trl(self, tmp_path: Path) -> None:
+        trl = pytest.importorskip("trl")
+        assert issubclass(efficient(trl.SFTTrainer), trl.SFTTrainer)
+
+
+def test_unfit_optimizer_is_refused(tmp_path: Path) -> None:
+    @dataclass(eq=False, kw_only=True)
+    class Regrown(Optimization):
+        name = "regrown"
+        order = Order.STRUCTURE
+
+        def prepare_model(self, model: Any, context: Any) -> Any:
+            model.classifier = torch.nn.Linear(16, 2)
+            return model
+
+    model = text_model()
+    given = {
+        "model": model,
+        "optimizers": (torch.optim.SGD(model.parameters(), lr=0.1), None),
+        "callbacks": [Regrown()],
+    }
+    with pytest.raises(ConfigError, match=r"classifier\.weight.*optimizer_cls_and_kwargs"):
+        trainer(tmp_path, given).train()
+
+
+def test_hub_gets_the_finished_model_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: dict[str, Any] = {}
+
+    def push(self: Trainer, *args: Any, **kwargs: Any) -> None:
+        pushed.update(kwargs, folder=self.args.output_dir)
+
+    monkeypatch.setattr(Trainer, "push_to_hub", push)
+    one = trainer(tmp_path / "my-model", {"callbacks": [StructuredPruning(keep_layers=[0, 2])]})
+    one.train()
+    one.push_to_hub()
+    assert pushed == {"model_name": "my-model", "folder": str(tmp_path / "my-model" / "final")}
+    assert one.args.output_dir == str(tmp_path / "my-model")
