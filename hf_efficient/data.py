@@ -34,9 +34,9 @@ FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".pa
 SAMPLE = "sample:"
 _SHOWN_ROWS = 5
 _HINTS = {
-    "csv": "Save it as UTF-8, with a header line, as many fields in each row as in the header, and quotes around "
+    "csv": "Give it a header line, as many fields in each row as in the header, and quotes around "
     "fields that hold a separator or a line break",
-    "json": "Write one JSON object per line, or one list of objects, as UTF-8",
+    "json": "Write one JSON object per line, or one list of objects",
     "parquet": "Write the file again",
 }
 
@@ -224,10 +224,7 @@ def _near(path: Path) -> str:
 
 
 def _build(path: Path, builder_name: str) -> Dataset:
-    with path.open("rb") as file:
-        # `datasets` knows a file again by its path and time only; naming the configuration after the content
-        # keeps it from serving what an equally old file of that name held before
-        content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    content = _content_hash(path, builder_name)
     with quiet():
         options: dict[str, Any] = {}
         if not path.stat().st_size or (builder_name == "parquet" and not pq.read_metadata(path).num_rows):
@@ -235,11 +232,35 @@ def _build(path: Path, builder_name: str) -> Dataset:
         if builder_name == "csv":
             options = _csv_options(path)
         files = {"train": glob.escape(str(path.resolve()))}
+        # `datasets` knows a file again by its path and time only; naming the configuration after the content keeps it
+        # from serving what an equally old file of that name held before
         builder = datasets.load_dataset_builder(builder_name, name=content, data_files=files, **options)
         builder.download_and_prepare()
         if not builder.info.splits["train"].num_examples:
             raise DataError(f"{path} has no rows, at most a header; it needs a row of data")
         return builder.as_dataset("train")
+
+
+def _content_hash(path: Path, builder_name: str) -> str:
+    """Hash of the bytes; on the way, refuse what Arrow would let pass or die of."""
+    digest, began = hashlib.sha256(), False
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            digest.update(line)
+            if builder_name != "parquet":
+                _check_utf8(line, f"cannot read {path}: line {number}")
+            # A null where an object should begin makes Arrow's parser crash the process (apache/arrow issue 47409)
+            if builder_name == "json" and (line if began else line.lstrip()).startswith(b"null"):
+                raise DataError(f"cannot read {path}: line {number} is null. {_HINTS['json']}")
+            began = began or bool(line.strip())
+    return digest.hexdigest()[:16]
+
+
+def _check_utf8(line: bytes, where: str) -> None:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{where} is not UTF-8 text; save the file as UTF-8") from None
 
 
 def _csv_options(path: Path) -> dict[str, Any]:
@@ -277,8 +298,6 @@ def _reason(error: BaseException, path: Path) -> str:
         error = error.__cause__
     if isinstance(error, StopIteration):
         return "there are no rows in it"
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8 text"
     if path.suffix.lower() == ".jsonl" and (line := _bad_json_line(path)):
         return f"line {line} is not valid JSON"
     if isinstance(error, pd.errors.ParserWarning):

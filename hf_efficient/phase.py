@@ -80,7 +80,7 @@ def train_phases(
         if dense is not None and start.phase == DENSE:
             with _active(trainer, dense):
                 dense_output = _run(trainer, dense, start, stock_train)
-            _save_final(trainer, dense.folder)
+            save_final(trainer, dense.folder)
             _forget_optimizer(trainer)
             start = _Start(MAIN)
         elif dense is not None and start.checkpoint is None:
@@ -91,7 +91,7 @@ def train_phases(
         with _active(trainer, main):
             output = _run(trainer, main, start, stock_train)
             _finish(trainer, plan)
-            _save_final(trainer, main.folder)
+            save_final(trainer, main.folder)
             trainer.finished = main.folder / FINAL
             trainer.report = comparison.report(plan, dense_output, output)
     finally:
@@ -243,7 +243,7 @@ def _finish(trainer: Any, plan: Plan) -> None:
         trainer.evaluate()
 
 
-def _save_final(trainer: Any, folder: Path) -> None:
+def save_final(trainer: Any, folder: Path) -> None:
     """The phase's finished model in `<folder>/final`, all of it or nothing."""
     target = folder / FINAL
     writing = atomic_folder(target) if trainer.args.should_save else contextlib.nullcontext(target)

@@ -10,10 +10,8 @@ Layout of `runs/<recipe>/<time>/`::
     final/          the model: AutoModel...from_pretrained("runs/.../final")
 """
 
-import dataclasses
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,9 +29,17 @@ from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.data import load
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import atomic_folder, write_json, write_text
-from hf_efficient.measure import Measurement, PeakMemory, TorchRuntime, machine, measure, peak_memory_mb
+from hf_efficient.measure import (
+    Measurement,
+    PeakMemory,
+    TorchRuntime,
+    bytes_on_disk,
+    machine,
+    measure,
+    peak_memory_mb,
+)
 from hf_efficient.optimization import Context
-from hf_efficient.phase import FINAL
+from hf_efficient.phase import FINAL, save_final
 from hf_efficient.plan import Plan, build_optimizations
 from hf_efficient.recipe import STAGE_DEFAULTS, Recipe, training_values
 from hf_efficient.report import Report
@@ -45,6 +51,7 @@ MEASURED_EXAMPLES = 256
 """Real examples on which latency and throughput are measured."""
 
 FINISHED, RUNNING = "finished", "running"
+STAGE_FILE = "stage.json"
 
 
 @dataclass
@@ -149,29 +156,144 @@ class _Job:
         processor = task.load_processor(recipe.model)
         encoded = DatasetDict({name: task.encode(split) for name, split in data.items()})
         job = cls(recipe, task, data, encoded, processor)
-        set_seed(recipe.seed)
         model = task.load_model(recipe.model)
-        for name in recipe.stages:
-            args = job._arguments(name, Path("unused"))
-            plan = Plan(build_optimizations(args.optimizations, f"stages.{name}.optimizations"))
-            plan.check(Context(args=args, model=model))
+        for name, stage in recipe.stages.items():
+            where = f"stages.{name}"
+            plan = Plan(build_optimizations(stage.optimizations, f"{where}.optimizations"))
+            plan.check(Context(args=job.arguments(name, Path("runs")), model=model))
         return job
 
+    def arguments(self, stage: str, folder: Path) -> EfficientTrainingArguments:
+        """Training arguments of a stage."""
+        where = f"stages.{stage}.training"
+        values = {**STAGE_DEFAULTS, **training_values(self.recipe.stages[stage].training, where)}
+        if values["load_best_model_at_end"]:
+            values.setdefault("metric_for_best_model", self.task.main_metric)
+            values.setdefault("greater_is_better", self.task.greater_is_better)
+        try:
+            return EfficientTrainingArguments(
+                output_dir=str(folder),
+                seed=self.recipe.seed,
+                optimizations=self.recipe.stages[stage].optimizations,
+                measure_seconds=0,  # the run measures its first and last stage itself
+                **values,
+            )
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+    def trainer(self, model: Any, args: EfficientTrainingArguments) -> EfficientTrainer:
+        return EfficientTrainer(
+            model=model,
+            args=args,
+            train_dataset=self.encoded["train"],
+            eval_dataset=self.encoded["validation"],
+            data_collator=self.task.collator(),
+            processing_class=self.processor,
+            compute_metrics=self.task.compute_metrics,
+        )
+
     def run(self, folder: Path) -> RunResult | None:
-        timings: dict[str, dict[str, Any]] = {}
-        changes: list[dict[str, Any]] = []
-        model_path = self.recipe.model
+        model, models = self.recipe.model, {}
         for name in self.recipe.stages:
             stage = folder / "stages" / name
-            if not (stage / FINAL).is_dir():
-                timings[name], described = self._train(name, stage, model_path)
-                changes += described
-                write_json(stage / "stage.json", {"training": timings[name], "changes": described})
-            model_path = str(stage / FINAL)
-        first, last = (folder / "stages" / name / FINAL for name in (next(iter(self.recipe.stages)), name))
-        metrics = self._metrics(first, last, folder)
-        result = None
-        if PartialState().is_main_process:
-            result = self._finish(folder, first, last, metrics)
+            if not (stage / STAGE_FILE).is_file():
+                self.train(name, stage, model)
+            models[name] = stage / FINAL
+            model = str(stage / FINAL)
+        before, after = next(iter(models.values())), Path(model)
+        metrics = self.metrics(before, after, folder)
+        result = self.finish(folder, before, after, metrics) if PartialState().is_main_process else None
         PartialState().wait_for_everyone()
         return result
+
+    def train(self, name: str, folder: Path, model: str) -> None:
+        """Train one stage from ``model`` and leave it in `<folder>/final`, with `stage.json` to say it is done."""
+        set_seed(self.recipe.seed)
+        trainer = self.trainer(self.task.load_model(model), self.arguments(name, folder))
+        with PeakMemory() as memory:
+            output = trainer.train(resume_from_checkpoint=_has_started(folder))
+        if trainer.finished is None:
+            save_final(trainer, folder)
+        if PartialState().is_main_process:
+            for checkpoint in folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+            training = {
+                "seconds": output.metrics["train_runtime"],
+                "examples_per_second": output.metrics["train_samples_per_second"],
+                "epochs": output.metrics["epoch"],
+                "peak_memory_mb": memory.peak_mb,
+            }
+            changes = Plan(trainer.optimizations).describe()
+            history = trainer.state.log_history
+            write_json(folder / STAGE_FILE, {"training": training, "changes": changes, "history": history})
+        PartialState().wait_for_everyone()
+
+    def metrics(self, before: Path, after: Path, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+        """Metrics of both models on validation data and, once, on test data."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for label, path in (("before", before), ("after", after)):
+            args = EfficientTrainingArguments(str(folder), report_to="none", disable_tqdm=True)
+            trainer = self.trainer(self.task.load_model(str(path)), args)
+            for split in ("validation", "test"):
+                if split in self.encoded:
+                    values = trainer.evaluate(self.encoded[split], metric_key_prefix=split)
+                    found.setdefault(split, {})[label] = _plain(values, split)
+        return found
+
+    def finish(self, folder: Path, before: Path, after: Path, metrics: dict[str, Any]) -> RunResult:
+        """Measure, write report and metrics, put the model in place, mark the run finished."""
+        stages = {name: _read_json(folder / "stages" / name / STAGE_FILE) for name in self.recipe.stages}
+        report = Report(
+            title=f"{self.recipe.name}: before and after",
+            before=self.measurement(before),
+            after=self.measurement(after),
+            metrics_before=metrics[self.judged]["before"],
+            metrics_after=metrics[self.judged]["after"],
+            training={name: stage["training"] for name, stage in stages.items()},
+            changes=[{"stage": name, **change} for name, stage in stages.items() for change in stage["changes"]],
+            notes=[f"Metrics on {self.judged} data ({len(self.encoded[self.judged])} examples)."],
+        )
+        report.save(folder)
+        write_json(folder / "metrics.json", metrics)
+        with atomic_folder(folder / FINAL) as path:
+            shutil.copytree(after, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("training_args.bin"))
+        _write_status(folder, self.recipe, FINISHED)
+        return RunResult(folder, folder / FINAL, metrics, report)
+
+    @property
+    def judged(self) -> str:
+        """The split that the report speaks of."""
+        return "test" if "test" in self.encoded else "validation"
+
+    def measurement(self, path: Path) -> Measurement:
+        """Size, latency and memory of a saved model on real inputs."""
+        count = min(MEASURED_EXAMPLES, len(self.encoded[self.judged]))
+        chosen = self.data[self.judged].shuffle(seed=self.recipe.seed).select(range(count))
+        examples = [{k: v for k, v in row.items() if k != "labels"} for row in self.task.encode(chosen)]
+        measured = measure(
+            TorchRuntime(self.task.load_model(str(path))),
+            examples,
+            self.task.collator(),
+            preprocess=self.task.preprocess,
+            raw=[self.task.raw(row) for row in chosen],
+        )
+        measured.bytes_on_disk = bytes_on_disk(path)
+        measured.peak_memory_mb = peak_memory_mb(path, self.task.collator()(examples[: measured.batch_size]))
+        return measured
+
+
+def _has_started(folder: Path) -> bool | str:
+    """The newest checkpoint whose last file is there: a process may have died while it wrote one."""
+    complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else False
+
+
+def _plain(values: dict[str, float], prefix: str) -> dict[str, float]:
+    """Metrics without the prefix, and without the clock's."""
+    clock = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    named = {name.removeprefix(f"{prefix}_"): value for name, value in values.items()}
+    return {name: value for name, value in named.items() if name not in (*clock, "epoch")}
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -5,7 +5,26 @@ from pathlib import Path
 import pytest
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, PreTrainedTokenizerBase, set_seed
 
-WORDS = "my card is lost the app how do i pay where money no not a new ##s ##ed".split()
+WORDS = [
+    "my",
+    "card",
+    "is",
+    "lost",
+    "the",
+    "app",
+    "how",
+    "do",
+    "i",
+    "pay",
+    "where",
+    "money",
+    "no",
+    "not",
+    "a",
+    "new",
+    "##s",
+    "##ed",
+]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"abcdefghijklmnopqrstuvwxyz?."]
 
 

@@ -1,0 +1,67 @@
+"""Trainings that `tests/test_distributed.py` runs on two processes and, for comparison, on one."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import Trainer, TrainingArguments, set_seed
+
+from hf_efficient import EfficientTrainer, EfficientTrainingArguments
+from tests.test_contract import ROWS
+from tests.test_parity import build
+from tests.tiny import text_model
+
+KINDS = ("text", "vision")
+
+
+def without_dropout(kind: str) -> dict[str, Any]:
+    """Processes draw different random numbers."""
+    return {"model": text_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)} if kind == "text" else {}
+
+
+def cases(processes: int) -> dict[str, Any]:
+    """Name -> trainer factory. The same global batches on any number of processes, in the same order."""
+    batches = {
+        "per_device_train_batch_size": 8 // processes,
+        "train_sampling_strategy": "sequential",
+        # Stock multiplies the loss by the number of processes for models that average by themselves
+        "average_tokens_across_devices": False,
+        # Adam would blow rounding noise up wherever the true gradient is zero (a key's bias)
+        "optim": "sgd",
+        "learning_rate": 0.3,
+    }
+
+    def stock(folder: Path) -> Any:
+        return build(Trainer, TrainingArguments, folder, given=without_dropout("text"), **batches)
+
+    def off(folder: Path) -> Any:
+        return build(EfficientTrainer, EfficientTrainingArguments, folder, given=without_dropout("text"), **batches)
+
+    found: dict[str, Any] = {"stock": stock, "off": off}
+    for name, row in ROWS.items():
+        for kind in KINDS:
+
+            def on(folder: Path, name: str = name, kind: str = kind, row: Any = row) -> Any:
+                options = {"optimizations": {name: row.settings}, "measure_seconds": 0, **row.arguments, **batches}
+                given = without_dropout(kind)
+                return build(EfficientTrainer, EfficientTrainingArguments, folder, kind, given, **options)
+
+            found[f"{name}-{kind}"] = on
+    return found
+
+
+def run(folder: Path, processes: int, rank: int) -> None:
+    for name, make in cases(processes).items():
+        trainer = make(folder / name)
+        set_seed(0)
+        trainer.train()
+        result = {"weights": dict(trainer.model.state_dict()), "world_size": trainer.args.world_size}
+        torch.save(result, folder / f"{name}-rank{rank}.pt")
+
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    run(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"]))

@@ -1,0 +1,60 @@
+"""Two gloo processes: off equals stock, both ranks agree, and the result is that of one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import distributed_worker
+from tests.test_parity import assert_same_tensors
+
+NAMES = list(distributed_worker.cases(1))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the results of both ranks of a two-process run."""
+    folder = tmp_path_factory.mktemp("two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    worker = ["-m", "tests.distributed_worker", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, *worker], capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1], check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the results of one process."""
+    folder = tmp_path_factory.mktemp("one")
+    distributed_worker.run(folder, processes=1, rank=0)
+    return folder
+
+
+def load(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
+    return torch.load(folder / f"{name}-rank{rank}.pt", weights_only=True)
+
+
+def test_off_equals_stock(two: Path) -> None:
+    assert load(two, "stock")["world_size"] == 2
+    assert_same_tensors(load(two, "stock")["weights"], load(two, "off")["weights"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ranks_agree(two: Path, name: str) -> None:
+    assert_same_tensors(load(two, name, 0)["weights"], load(two, name, 1)["weights"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_one_process(one: Path, two: Path, name: str) -> None:
+    ours, expected = load(two, name)["weights"], load(one, name)["weights"]
+    tolerance = {"rtol": 0.05, "atol": 0.02} if name.startswith("precision") else {"rtol": 1e-5, "atol": 1e-6}
+    assert ours.keys() == expected.keys()
+    for key in ours:
+        torch.testing.assert_close(ours[key], expected[key], **tolerance, msg=lambda text, key=key: f"{key}: {text}")
