@@ -117,6 +117,8 @@ class EfficientMixin(_Base):
 
     def examples(self, dataset: Any, count: int) -> list[Any]:
         """Up to ``count`` examples of ``dataset``, drawn by the seed, without columns that the model cannot take."""
+        if dataset is None:
+            return []
         if isinstance(dataset, datasets.Dataset):
             dataset = self._remove_unused_columns(dataset)
         if not has_length(dataset):

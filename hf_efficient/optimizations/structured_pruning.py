@@ -78,6 +78,7 @@ class StructuredPruning(Optimization):
 
     def prepare_model(self, model: Any, context: Context) -> "nn.Module":
         if self.keep_layers is None:
+            warnings.warn("structured_pruning without keep_layers keeps every layer", NoEffectWarning, 2)
             return model
         self.check(Context(args=context.args, model=model))
         if not self._kept:
@@ -96,6 +97,7 @@ class StructuredPruning(Optimization):
         """The layers to keep, as plain values: {"kept": {path: indices}, "before": {path: count}, "importance": []}."""
         stacks = layer_stacks(model)
         before = {stack.path: len(layers_of(model, stack)) for stack in stacks}
+        kept: dict[str, list[int]]
         if isinstance(self.keep_layers, list):
             kept = dict.fromkeys(before, self.keep_layers)
             return {"kept": kept, "before": before, "importance": []}
@@ -104,7 +106,7 @@ class StructuredPruning(Optimization):
             return {"kept": kept, "before": before, "importance": []}
         batches = context.calibration(self.calibration_batches)
         _require_trained(model, batches)
-        kept: dict[str, list[int]] = {}
+        kept = {}
         importance: list[dict[str, Any]] = []
         for stack in stacks:
             kept[stack.path] = _least_loss(model, stack, self.keep_layers or 0, batches, importance)

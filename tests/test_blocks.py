@@ -1,0 +1,94 @@
+"""Every family of the table: a tiny random model is cut, computes as if layers were skipped, and reloads equal."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, BloomConfig, set_seed
+
+from hf_efficient.blocks import FAMILIES, cut_layers, layer_stacks, layers_of
+from hf_efficient.errors import ConfigError
+
+LAYERS = 4
+SIZES: dict[str, dict[str, Any]] = {
+    "bart": {"d_model": 16, "encoder_layers": LAYERS, "decoder_layers": LAYERS, "encoder_attention_heads": 2}
+    | {"decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "vocab_size": 32},
+    "deit": {"image_size": 8, "patch_size": 4},
+    "distilbert": {"dim": 16, "n_layers": LAYERS, "n_heads": 2, "hidden_dim": 8, "vocab_size": 32},
+    "modernbert": {"vocab_size": 32, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "local_attention": 4}
+    | {"bos_token_id": 1, "eos_token_id": 2, "attn_implementation": "sdpa"},
+    "vit": {"image_size": 8, "patch_size": 4},
+}
+SIZES["marian"] = {**SIZES["bart"], "pad_token_id": 0, "decoder_start_token_id": 0}
+COMMON = {
+    "hidden_size": 16,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "vocab_size": 32,
+    "pad_token_id": 0,
+}
+
+
+def model(family: str) -> Any:
+    set_seed(0)
+    own = SIZES.get(family, {})
+    sizes = own if "d_model" in own or "dim" in own else {**COMMON, **own}
+    return AutoModel.from_config(AutoConfig.for_model(family, **sizes)).eval()
+
+
+def inputs(family: str) -> dict[str, torch.Tensor]:
+    set_seed(1)
+    if family in ("vit", "deit"):
+        return {"pixel_values": torch.rand(2, 3, 8, 8)}
+    tokens = torch.randint(3, 32, (2, 6))
+    return {"input_ids": tokens, **({"decoder_input_ids": tokens} if family in ("bart", "marian") else {})}
+
+
+def output(model: Any, family: str) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs(family)).last_hidden_state
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cut_model_reloads_without_a_manifest(family: str, tmp_path: Path) -> None:
+    cut, whole = model(family), output(model(family), family)
+    for stack in layer_stacks(cut):
+        cut_layers(cut, stack, [0, 2, 3])
+        assert len(layers_of(cut, stack)) == 3
+    expected = output(cut, family)
+    assert not torch.allclose(expected, whole)
+    cut.save_pretrained(tmp_path)
+    reloaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(output(reloaded, family), expected)
+    assert "quantization_config" not in (tmp_path / "config.json").read_text()
+
+
+def test_cut_equals_skipping() -> None:
+    """Dropping layer 1 of a BERT gives what layers 0, 2 and 3 compute one after the other."""
+    bert = model("bert")
+    (stack,) = layer_stacks(bert)
+    with torch.no_grad():
+        hidden = bert.embeddings(**inputs("bert"))
+        for index in (0, 2, 3):
+            result = layers_of(bert, stack)[index](hidden)
+            hidden = result[0] if isinstance(result, tuple) else result
+    cut_layers(bert, stack, [0, 2, 3])
+    torch.testing.assert_close(output(bert, "bert"), hidden)
+
+
+def test_layer_indices_follow() -> None:
+    bart = model("bart")
+    for stack in layer_stacks(bart):
+        cut_layers(bart, stack, [1, 3])
+    found = {module.layer_idx for module in bart.decoder.modules() if hasattr(module, "layer_idx")}
+    assert found == {0, 1}
+
+
+def test_unknown_family_is_refused() -> None:
+    bloom = AutoModel.from_config(BloomConfig(vocab_size=8, hidden_size=8, n_layer=1, n_head=1))
+    with pytest.raises(ConfigError, match=r"'bloom'.*bert"):
+        layer_stacks(bloom)
+    with pytest.raises(ConfigError, match="Linear"):
+        layer_stacks(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
