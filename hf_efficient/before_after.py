@@ -1,6 +1,89 @@
-class BeforeAfter:
-    def __init__(self, trainer):
-        pass
+"""The report of one `train()`: the model as it was before optimizations changed it, and as it came out."""
 
-    def report(self, plan, dense_output, output):
-        return None
+import logging
+from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import TrainOutput
+
+from hf_efficient.measure import Measurement, TorchRuntime, measure
+from hf_efficient.report import Report
+
+if TYPE_CHECKING:
+    from hf_efficient.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = 128
+"""Real examples on which latency and throughput are measured."""
+
+_CLOCK = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+class BeforeAfter:
+    """Measures ``trainer``'s model when made and again for `report`; on the main process, while the others wait."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.seconds = getattr(trainer.args, "measure_seconds", 2.0)
+        self.before = self._snapshot()
+
+    def report(self, plan: "Plan", dense: TrainOutput | None, main: TrainOutput) -> Report | None:
+        """None where measuring is off, on other processes, and where the model could not be measured."""
+        after = self._snapshot() if self.before else None
+        if not self.before or not after:
+            return None
+        phases = {name: output for name, output in (("dense", dense), ("main", main)) if output is not None}
+        return Report(
+            title=f"{type(self.trainer.model).__name__}: before and after",
+            before=self.before[0],
+            after=after[0],
+            metrics_before=self.before[1],
+            metrics_after=after[1],
+            training={name: training_figures(output) for name, output in phases.items()},
+            changes=plan.describe(),
+            notes=["Metrics on evaluation data." if after[1] else "No evaluation data: no metrics."],
+        )
+
+    def _snapshot(self) -> tuple[Measurement, dict[str, float]] | None:
+        if not self.seconds:
+            return None
+        metrics = self._metrics()  # on every process
+        measurement = None
+        if self.trainer.is_world_process_zero():
+            try:
+                measurement = self._measurement()
+            except Exception as error:  # a finished training is worth more than its report
+                logger.warning("the model could not be measured (%s: %s)", type(error).__name__, error)
+        self.trainer.accelerator.wait_for_everyone()
+        return (measurement, metrics) if measurement else None
+
+    def _metrics(self) -> dict[str, float]:
+        dataset = self.trainer.eval_dataset
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()), None)
+        if dataset is None:
+            return {}
+        return plain_metrics(self.trainer.predict(dataset, metric_key_prefix="test").metrics or {}, "test")
+
+    def _measurement(self) -> Measurement:
+        trainer = self.trainer
+        dataset = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
+        dataset = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
+        examples = trainer.examples(dataset, EXAMPLES)
+        timing = measure(TorchRuntime(trainer.model), examples, trainer.collate, repeats=1, seconds=self.seconds)
+        return Measurement.of(timing, trainer.model)
+
+
+def plain_metrics(values: dict[str, float], prefix: str) -> dict[str, float]:
+    """Metrics without ``prefix``, and without the clock's."""
+    named = {name.removeprefix(f"{prefix}_"): value for name, value in values.items()}
+    return {name: value for name, value in named.items() if name not in (*_CLOCK, "epoch")}
+
+
+def training_figures(output: TrainOutput) -> dict[str, float]:
+    """What a training cost, from what `train()` returned."""
+    return {
+        "seconds": output.metrics["train_runtime"],
+        "examples_per_second": output.metrics["train_samples_per_second"],
+        "epochs": output.metrics["epoch"],
+    }

@@ -32,6 +32,7 @@ FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".pa
 """File suffix -> builder of `datasets` that reads it."""
 
 SAMPLE = "sample:"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _SHOWN_ROWS = 5
 _HINTS = {
     "csv": "Give it a header line, as many fields in each row as in the header, and quotes around "
@@ -178,12 +179,17 @@ def _read(source: str, split: str, root: Path) -> dict[str, Dataset]:
         return _read_sample(source.removeprefix(SAMPLE), root)
     if os.path.exists(source) or _looks_like_path(source):
         return {split: _read_file(Path(source).expanduser())}
+    if not _HUB_ID.fullmatch(source):  # a bare name such as "json" means a reader to `datasets`
+        raise DataError(
+            f"data.{split}: '{source}' is neither a file ({', '.join(FORMATS)}) nor a Hub data set (user/name or "
+            f"user/name:config) nor a sample ({', '.join(SAMPLE + name for name in _samples(root))})"
+        )
     return _read_hub(source)
 
 
 def _looks_like_path(source: str) -> bool:
     path = Path(source)
-    return (
+    return "://" not in source and (
         source.startswith((".", "/", "~"))
         or source.count("/") > 1
         or path.suffix.lower() in FORMATS
@@ -192,10 +198,13 @@ def _looks_like_path(source: str) -> bool:
     )
 
 
+def _samples(root: Path) -> list[str]:
+    return sorted(file.parent.name for file in root.glob("*/train.csv"))
+
+
 def _read_sample(name: str, root: Path) -> dict[str, Dataset]:
-    names = sorted(file.parent.name for file in root.glob("*/train.csv"))
-    if name not in names:
-        raise DataError(unknown("sample", name, names))
+    if name not in _samples(root):
+        raise DataError(unknown("sample", name, _samples(root)))
     files = {split: root / name / f"{split}.csv" for split in SPLITS}
     return {split: _read_file(file) for split, file in files.items() if file.is_file()}
 
@@ -212,14 +221,16 @@ def _read_file(path: Path) -> Dataset:
         return _build(path, builder_name)
     except DataError:
         raise
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, StopIteration, pd.errors.ParserWarning) as error:
+    # Broken files raise whatever the reader at hand raises: datasets, pandas, Arrow, archives by their first bytes
+    except Exception as error:
         raise DataError(f"cannot read {path}: {_reason(error, path)}. {_HINTS[builder_name]}") from error
 
 
 def _near(path: Path) -> str:
     if not os.path.isdir(path.parent):
         return f": there is no folder {path.parent} here"
-    near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+    files = [file.name for file in path.parent.iterdir() if file.is_file()]
+    near = difflib.get_close_matches(path.name, files, n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else "; check the path"
 
 
@@ -320,7 +331,7 @@ def _read_hub(source: str) -> dict[str, Dataset]:
     name, _, config = source.partition(":")
     try:
         found = datasets.load_dataset(name, config or None)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of datasets, huggingface_hub, its HTTP client, and the reader of the files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(
             f"cannot load the Hub data set '{source}': {reason}. Check its name at https://huggingface.co/datasets and "

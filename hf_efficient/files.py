@@ -1,6 +1,7 @@
 """Atomic writes: a reader sees the old file or the new one, never half of one."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -11,47 +12,151 @@ from typing import Any
 
 from hf_efficient.errors import ConfigError
 
+_FULL = "free some space there, or write to another disk"
+_DENIED = "make the folder writable for this user, or write elsewhere"
+_IN_THE_WAY = "move what is in the way, or write elsewhere"
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    getattr(errno, "EDQUOT", errno.ENOSPC): _FULL,  # not on Windows
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EROFS: _DENIED,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "write to a file system that takes larger files",
+    errno.EIO: "check that disk, or write to another one",
+}
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed to it when the block ends without an error and removed otherwise.
+
+    Missing parent folders are made; what was at ``path`` stays untouched until the rename.
+
+    Raises:
+        ConfigError: full disk, missing permission or the like, with what to do; other errors of the block pass as is.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _sibling(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _probe(temporary)
         yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
+        _sync_file(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+        _sync_folder(path.parent)
+    except Exception as error:
+        _explain(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place as a whole when the block ends without an error.
+
+    No file system call swaps two folders everywhere, so an existing ``path`` is moved aside first: between two renames
+    there is no folder of that name. If the second rename fails, the old folder is put back.
+
+    Raises:
+        ConfigError: as for `atomic_path`, or ``path`` is a file.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _sibling(path, "tmp")
     try:
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file, and a folder is to be written", str(path))
         temporary.mkdir(parents=True)
         yield temporary
-        if path.exists():
-            old = temporary.with_suffix(".old")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+        for found in temporary.rglob("*"):
+            if found.is_file() and not found.is_symlink():
+                _sync_file(found)
+            elif found.is_dir():
+                _sync_folder(found)
+        _replace_folder(temporary, path)
+        _sync_folder(path.parent)
+    except Exception as error:
+        _explain(error, path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 ``text`` to ``path`` atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | Path, value: Any) -> None:
+    """Write plain values to ``path`` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _sibling(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{ending}")
+
+
+def _probe(path: Path) -> None:
+    """Fail with a plain OSError where nothing can be written: `torch.save` would say no more than RuntimeError."""
+    path.touch()
+    path.unlink()
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make renames in ``path`` outlast a power failure; Windows cannot open folders, and has no need to."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    if not path.exists():
+        os.replace(new, path)
+        return
+    old = _sibling(path, "old")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)  # the new folder is in place: a leftover is no failure
+
+
+def _explain(error: Exception, path: Path) -> None:
+    """Raise ConfigError for what the user can put right; return for everything else."""
+    number = error.errno if isinstance(error, OSError) and _concerns(error, path) else None
+    if _disk_full(error, path.parent):
+        number = errno.ENOSPC
+    if number in _REMEDIES:
+        reason = error.strerror if isinstance(error, OSError) else os.strerror(errno.ENOSPC)
+        raise ConfigError(f"cannot write {path}: {reason}; {_REMEDIES[number]}") from error
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Whether ``error`` is about writing ``path``, and not about another file that the block used."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return True
+    named = Path(error.filename)
+    return named.is_relative_to(path.parent) or path.is_relative_to(named)
+
+
+def _disk_full(error: Exception, folder: Path) -> bool:
+    """Rust and C++ writers do not raise OSError: safetensors says why in its text, `torch.save` does not at all."""
+    if isinstance(error, RuntimeError) and folder.is_dir():
+        return shutil.disk_usage(folder).free < 64 * 1024
+    return os.strerror(errno.ENOSPC) in str(error) and not isinstance(error, ConfigError)

@@ -8,7 +8,6 @@ import contextlib
 import copy
 import functools
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,10 +189,7 @@ def _run(trainer: Any, phase: Phase, start: _Start, stock_train: Callable[..., T
     trainer.model = phase.plan.prepare_model(_unwrapped(trainer), context)
     trainer.model_wrapped = trainer.model
     _check_optimizer(trainer)
-    started = time.perf_counter()
-    output = stock_train(resume_from_checkpoint=start.checkpoint)
-    output.metrics["train_wall_seconds"] = time.perf_counter() - started
-    return output
+    return stock_train(resume_from_checkpoint=start.checkpoint)
 
 
 def _restore(plan: Plan, checkpoint: str) -> None:

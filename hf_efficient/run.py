@@ -26,6 +26,7 @@ from transformers import set_seed
 
 from hf_efficient import __version__
 from hf_efficient.arguments import EfficientTrainingArguments
+from hf_efficient.before_after import plain_metrics, training_figures
 from hf_efficient.data import load
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import atomic_folder, write_json, write_text
@@ -33,7 +34,6 @@ from hf_efficient.measure import (
     Measurement,
     PeakMemory,
     TorchRuntime,
-    bytes_on_disk,
     machine,
     measure,
     peak_memory_mb,
@@ -217,12 +217,7 @@ class _Job:
         if PartialState().is_main_process:
             for checkpoint in folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
-            training = {
-                "seconds": output.metrics["train_runtime"],
-                "examples_per_second": output.metrics["train_samples_per_second"],
-                "epochs": output.metrics["epoch"],
-                "peak_memory_mb": memory.peak_mb,
-            }
+            training = {**training_figures(output), "peak_memory_mb": memory.peak_mb}
             changes = Plan(trainer.optimizations).describe()
             history = trainer.state.log_history
             write_json(folder / STAGE_FILE, {"training": training, "changes": changes, "history": history})
@@ -237,7 +232,7 @@ class _Job:
             for split in ("validation", "test"):
                 if split in self.encoded:
                     values = trainer.evaluate(self.encoded[split], metric_key_prefix=split)
-                    found.setdefault(split, {})[label] = _plain(values, split)
+                    found.setdefault(split, {})[label] = plain_metrics(values, split)
         return found
 
     def finish(self, folder: Path, before: Path, after: Path, metrics: dict[str, Any]) -> RunResult:
@@ -270,29 +265,17 @@ class _Job:
         count = min(MEASURED_EXAMPLES, len(self.encoded[self.judged]))
         chosen = self.data[self.judged].shuffle(seed=self.recipe.seed).select(range(count))
         examples = [{k: v for k, v in row.items() if k != "labels"} for row in self.task.encode(chosen)]
-        measured = measure(
-            TorchRuntime(self.task.load_model(str(path))),
-            examples,
-            self.task.collator(),
-            preprocess=self.task.preprocess,
-            raw=[self.task.raw(row) for row in chosen],
-        )
-        measured.bytes_on_disk = bytes_on_disk(path)
-        measured.peak_memory_mb = peak_memory_mb(path, self.task.collator()(examples[: measured.batch_size]))
-        return measured
+        model, collate = self.task.load_model(str(path)), self.task.collator()
+        raw = [self.task.raw(row) for row in chosen]
+        timing = measure(TorchRuntime(model), examples, collate, preprocess=self.task.preprocess, raw=raw)
+        memory = peak_memory_mb(path, collate(examples[: timing.batch_size]))
+        return Measurement.of(timing, model, path, memory)
 
 
 def _has_started(folder: Path) -> bool | str:
     """The newest checkpoint whose last file is there: a process may have died while it wrote one."""
     complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else False
-
-
-def _plain(values: dict[str, float], prefix: str) -> dict[str, float]:
-    """Metrics without the prefix, and without the clock's."""
-    clock = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-    named = {name.removeprefix(f"{prefix}_"): value for name, value in values.items()}
-    return {name: value for name, value in named.items() if name not in (*clock, "epoch")}
 
 
 def _read_json(path: Path) -> Any:

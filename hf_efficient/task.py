@@ -173,6 +173,10 @@ class Task(ABC):
     def raw(self, example: dict[str, Any]) -> Any:
         """The input of a data row as a user's program has it: what the pipeline takes."""
 
+    @abstractmethod
+    def preprocess(self, inputs: list[Any]) -> dict[str, Any]:
+        """A padded batch of tensors from `raw` inputs: what serving does before the model runs."""
+
 
 def get_task(name: str) -> type[Task]:
     """The class behind a name of `TASKS`.

@@ -116,6 +116,14 @@ class TextClassification(Task):
             return {"text": example[self.settings.text], "text_pair": example[self.settings.text_pair]}
         return example[self.settings.text]
 
+    def preprocess(self, inputs: list[Any]) -> dict[str, Any]:
+        """Tokenised, cut to ``max_length`` and padded to the longest."""
+        texts, pairs = inputs, None
+        if self.settings.text_pair:
+            texts, pairs = [row["text"] for row in inputs], [row["text_pair"] for row in inputs]
+        limit = self.settings.max_length
+        return self.processor(texts, pairs, truncation=True, max_length=limit, padding=True, return_tensors="pt")
+
     def _names(self, dataset: Dataset) -> list[str]:
         feature = dataset.features[self.settings.label]
         return [_name(value, feature) for value in dataset[self.settings.label]]

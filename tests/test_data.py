@@ -181,6 +181,10 @@ def test_null_in_an_indented_json_row_is_a_value() -> None:
     assert read(json.dumps(rows, indent=1), "train.json")["train"].num_rows == 54
 
 
+def test_archive_under_another_name() -> None:
+    assert "cannot read" in error_of(b"PK\x03\x04" + bytes(100))
+
+
 def test_cut_parquet() -> None:
     write("train.parquet")
     assert "cannot read" in error_of(Path("train.parquet").read_bytes()[:-40], "train.parquet")
@@ -292,9 +296,15 @@ def test_bundled_sample() -> None:
 # Hub
 
 
+@pytest.mark.parametrize("source", ["json", "customer_service", "https://example.org/a.csv", "", "me/data:", "my data"])
+def test_what_is_no_source(source: str) -> None:
+    with pytest.raises(DataError, match=f"data.train: '{source}' is neither .*user/name.*sample:customer_service"):
+        load(Labelled(train=source))
+
+
 def test_hub_data_set_that_cannot_be_reached() -> None:
-    for source in ("nobody/no-such-data", "nobody/no-such-data:config", "no-such-data"):
-        with pytest.raises(DataError, match=f"cannot load the Hub data set '{source}'.*check|Check its name"):
+    for source in ("nobody/no-such-data", "nobody/no-such-data:config"):
+        with pytest.raises(DataError, match=f"cannot load the Hub data set '{source}'.*Check its name"):
             load(Labelled(train=source))
 
 

@@ -10,6 +10,7 @@ import torch
 from hf_efficient.blocks import LayerStack, cut_layers, layer_stacks, layers_of, replace_layers
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.functional.structured import keep_layers, majority_share
+from hf_efficient.measure import evaluating
 from hf_efficient.optimization import Context, Optimization, Order
 
 if TYPE_CHECKING:
@@ -149,15 +150,13 @@ def _require_trained(model: "PreTrainedModel", batches: Batches) -> None:
 def _predictions(model: "PreTrainedModel", batches: Batches) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Pairs (logits (..., classes), integer labels (...)); empty for models that do not classify."""
     pairs = []
-    was_training = model.training
-    model.eval()
-    for batch in batches:
-        logits = getattr(model(**batch), "logits", None)
-        labels = batch.get("labels")
-        if logits is None or labels is None or labels.is_floating_point() or logits.shape[:-1] != labels.shape:
-            break
-        pairs.append((logits, labels))
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches:
+            logits = getattr(model(**batch), "logits", None)
+            labels = batch.get("labels")
+            if logits is None or labels is None or labels.is_floating_point() or logits.shape[:-1] != labels.shape:
+                break
+            pairs.append((logits, labels))
     return pairs
 
 
@@ -187,8 +186,6 @@ def _least_loss(
 
 @torch.no_grad()
 def _mean_loss(model: "PreTrainedModel", batches: Batches) -> float:
-    was_training = model.training
-    model.eval()
-    losses = [model(**batch).loss.item() for batch in batches]
-    model.train(was_training)
+    with evaluating(model):
+        losses = [model(**batch).loss.item() for batch in batches]
     return sum(losses) / len(losses)

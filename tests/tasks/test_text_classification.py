@@ -267,3 +267,12 @@ def test_default_model(default_model: str) -> None:
     tokenizer = built.load_processor("sentence-transformers/all-MiniLM-L6-v2")
     assert built.encode(data["train"])[0]["input_ids"] == tokenizer(TEXTS[0])["input_ids"]
     assert built.load_model("sentence-transformers/all-MiniLM-L6-v2").config.id2label[2] == "money"
+
+
+def test_preprocess_makes_the_batch_that_encoding_and_collation_make(default_model: str) -> None:
+    task = TextClassification(TextClassificationData(train="x", max_length=8))
+    task.load_processor(default_model)
+    rows = Dataset.from_dict({"text": ["one two", "a much longer text than eight tokens can hold, really"]})
+    encoded = task.collator()(list(task.encode(rows)))
+    batch = task.preprocess([task.raw(row) for row in rows])
+    assert {name: value.tolist() for name, value in batch.items()} == {n: v.tolist() for n, v in encoded.items()}

@@ -1,0 +1,32 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test style quality bench clean
+
+demo: .venv/installed
+	$(BIN)/hf-efficient run customer-service
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+style: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.overhead
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+# Plain pip finds an installed torch that fits; PIP_* variables and pip's own configuration choose the index.
+.venv/installed: setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,65 @@
+"""The surface, and that importing it does one thing only."""
+
+import json
+import statistics
+import subprocess
+import sys
+
+import hf_efficient
+
+BUDGET_S = 0.3
+REPEATS = 5
+
+
+def test_all_names_exist() -> None:
+    for name in hf_efficient.__all__:
+        assert getattr(hf_efficient, name) is not None
+    assert set(hf_efficient.__all__) <= set(dir(hf_efficient))
+
+
+def test_unknown_name() -> None:
+    assert not hasattr(hf_efficient, "EficientTrainer")
+
+
+PROBE = """
+import json, logging, os, sys, time, warnings
+import transformers.quantizers, torch
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+def state():
+    return {
+        "environment": dict(os.environ),
+        "handlers": [len(logging.getLogger(name).handlers) for name in ("", "transformers", "hf_efficient")],
+        "levels": [logging.getLogger(name).level for name in ("", "transformers", "hf_efficient")],
+        "filters": len(warnings.filters),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.is_initialized(),
+        "seed": torch.initial_seed(),
+        "quantizers": sorted(AUTO_QUANTIZER_MAPPING),
+    }
+before, loaded = state(), set(sys.modules)
+started = time.perf_counter()
+import hf_efficient
+seconds = time.perf_counter() - started
+after = state()
+changed = {key: after[key] for key in after if after[key] != before[key]}
+print(json.dumps({"changed": changed, "loaded": sorted(set(sys.modules) - loaded), "seconds": seconds}))
+"""
+
+
+def probe() -> dict:
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)
+
+
+def test_import_registers_the_loader_and_nothing_else() -> None:
+    found = probe()
+    assert set(found["changed"]) == {"quantizers"}
+    assert "hf_efficient" in found["changed"]["quantizers"]
+    packages = {name.partition(".")[0] for name in found["loaded"]} - set(sys.stdlib_module_names)
+    assert packages == {"hf_efficient"}
+
+
+def test_import_costs_little_more_than_transformers() -> None:
+    """The extra time over `import transformers.quantizers`, which the probe has paid before."""
+    assert statistics.median(probe()["seconds"] for _ in range(REPEATS)) <= BUDGET_S
