@@ -127,8 +127,8 @@ def _file_lock(deadline: float, timeout_s: float) -> Iterator[None]:
                     raise _busy(timeout_s) from None
                 time.sleep(LOCK_POLL_SECONDS)
         yield
-        fcntl.flock(handle, fcntl.LOCK_UN)  # at once, even where a forked child keeps the file open
     finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)  # closing alone would not do where a forked child has the file open too
         os.close(handle)
 
 
@@ -137,7 +137,9 @@ def _open_lock(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDONLY | os.O_CREAT)
+        os.fchmod(handle, 0o644)  # whatever the umask
+        return handle
 
 
 def _busy(timeout_s: float) -> ConfigError:

@@ -161,4 +161,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values[key]
         if not isinstance(values, dict):
             raise ConfigError(f"cannot set {dotted}: '{key}' is a value ({values!r}), not a block of keys")
-    values[last] = yaml.safe_load(text) if text else None
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{dotted}: the value {text!r} is not valid YAML; quote it") from None

@@ -173,11 +173,11 @@ def best_threads(work: Work, warmup: int) -> int:
     def pilot(threads: int) -> float:
         work.runtime.set_threads(threads)
         work.warm(warmup)
-        return statistics.median(run / count for run, count in _repeated(work.run, 2, PILOT_SECONDS))
+        return statistics.median(run / count for run, count in _repeated(work.run, 1, PILOT_SECONDS))
 
-    best = min(thread_candidates(), key=pilot)
+    candidates = thread_candidates()
+    best = min(candidates, key=pilot) if len(candidates) > 1 else candidates[0]
     work.runtime.set_threads(best)
-    work.warm(warmup)
     return best
 
 

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, AutoTokenizer
 
+from hf_efficient.checkpoint import apply_shapes, record_shapes
 from hf_efficient.errors import ConfigError
 from hf_efficient.task import DEFAULT_MODEL, TASKS, Task, get_task, load_pretrained, resolve_model
 from hf_efficient.tasks.text_classification import TextClassification, TextClassificationData
@@ -157,6 +158,19 @@ def test_weights_are_the_checkpoint_in_fp32(tmp_path: Path) -> None:
     for name, value in half.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value.float(), rtol=0, atol=0)
     assert task(["a", "b"]).load_model(folder, dtype="float16").dtype == torch.float16
+
+
+def test_model_of_changed_shapes_loads_as_it_is(checkpoint: str, tmp_path: Path) -> None:
+    model = AUTO.from_pretrained(checkpoint)
+    layer = "encoder.layer.0"
+    shapes = {f"{layer}.intermediate.dense": {"out_features": 4}, f"{layer}.output.dense": {"in_features": 4}}
+    apply_shapes(model, shapes)
+    record_shapes(model, shapes)
+    model.save_pretrained(tmp_path / "small")
+    loaded = task(["a", "b"]).load_model(str(tmp_path / "small"))
+    assert loaded.config.id2label == {0: "a", 1: "b"}
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
 
 
 # Labels
