@@ -65,9 +65,10 @@ def _processor() -> str:
 
 
 def _accelerator() -> str | None:
-    if not torch.accelerator.is_available():
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
         return None
-    kind = torch.accelerator.current_accelerator().type
+    kind = device.type
     name_of = getattr(getattr(torch, kind), "get_device_name", None)
     return name_of() if name_of else f"{platform.machine()} {kind}"
 

@@ -22,7 +22,16 @@ from torch import nn
 
 from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.machine import MB, PeakMemory, machine, measurement_lock
-from hf_efficient.timing import Runtime, TorchRuntime, Work, best_threads, latency_ms, throughput, undisturbed
+from hf_efficient.timing import (
+    Runtime,
+    TorchRuntime,
+    Work,
+    best_threads,
+    evaluating,
+    latency_ms,
+    throughput,
+    undisturbed,
+)
 
 __all__ = [
     "Measurement",
@@ -32,6 +41,7 @@ __all__ = [
     "TorchRuntime",
     "bytes_on_disk",
     "count_parameters",
+    "evaluating",
     "machine",
     "measure",
     "measurement_lock",
@@ -170,7 +180,7 @@ def measure(
 
     def series(timed: Callable[..., Any], count: int) -> tuple[int, int, list[Any]]:
         threads = best_threads(works[0].sized(count), warmup)
-        results = []
+        results: list[tuple[Any, int]] = []
         for work in works:
             work = work.sized(count)
             work.warm(warmup)
@@ -259,7 +269,7 @@ def bytes_on_disk(folder: str | Path) -> int:
 
 
 def state_bytes(model: nn.Module) -> int:
-    """Bytes that the tensors of ``model`` take in a safetensors file, its header not counted; shared ones count once."""
+    """Bytes of ``model``'s tensors in a safetensors file, its header not counted; shared ones count once."""
     tensors = {(t.device, t.data_ptr(), t.dtype, t.shape, t.stride()): t for t in model.state_dict().values()}
     return sum(tensor.nbytes for tensor in tensors.values())
 
@@ -295,7 +305,8 @@ def peak_memory_mb(
             )
         except subprocess.TimeoutExpired:
             raise ConfigError(
-                f"measuring the peak memory of {folder} took over {timeout_s:g} s; raise timeout_s or pass a smaller batch"
+                f"measuring the peak memory of {folder} took over {timeout_s:g} s; raise timeout_s or pass a smaller "
+                "batch"
             ) from None
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

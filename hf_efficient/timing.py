@@ -18,7 +18,8 @@ LATENCY_RUNS = 30
 """Single examples that one repeat of the latency measurement times."""
 
 PILOT_SECONDS = 0.2
-"""Time in which each thread count shows how fast it is."""
+"""Time in which each thread count shows how fast it is; slow batches get more, for `PILOT_RUNS` of them."""
+PILOT_RUNS, PILOT_LIMIT_SECONDS = 3, 2.0
 
 
 class Runtime(Protocol):
@@ -173,7 +174,8 @@ def best_threads(work: Work, warmup: int) -> int:
     def pilot(threads: int) -> float:
         work.runtime.set_threads(threads)
         work.warm(warmup)
-        return statistics.median(run / count for run, count in _repeated(work.run, 1, PILOT_SECONDS))
+        made = _repeated(work.run, PILOT_RUNS, PILOT_SECONDS, PILOT_LIMIT_SECONDS)
+        return statistics.median(run / count for run, count in made)
 
     candidates = thread_candidates()
     best = min(candidates, key=pilot) if len(candidates) > 1 else candidates[0]
@@ -187,8 +189,10 @@ def thread_candidates() -> list[int]:
     return sorted({1, max(1, cores // 2), cores})
 
 
-def _repeated(once: Callable[[], Any], least: int, seconds: float) -> list[Any]:
-    start, results = time.perf_counter(), []
-    while len(results) < least or time.perf_counter() - start < seconds:
+def _repeated(once: Callable[[], Any], least: int, seconds: float, limit_seconds: float = math.inf) -> list[Any]:
+    """At least ``least`` results and all that fit into ``seconds``; no more than one after ``limit_seconds``."""
+    start = time.perf_counter()
+    results = [once()]
+    while (spent := time.perf_counter() - start) < seconds or (len(results) < least and spent < limit_seconds):
         results.append(once())
     return results

@@ -7,11 +7,12 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"errors"},
-    {"settings", "files"},
+    {"settings", "files", "machine"},
     {"functional"},
     {"blocks", "data"},
-    {"optimization", "measure"},
-    {"plan", "checkpoint", "report"},
+    {"optimization", "timing"},
+    {"measure"},
+    {"plan", "checkpoint", "report", "picture"},
     {"arguments", "before_after"},
     {"phase"},
     {"trainer", "task", "recipe"},
@@ -20,7 +21,7 @@ LAYERS = [
 ]
 """Lowest first: a module imports from lower layers and from its own."""
 
-INSTANCES = {"optimizations": {"errors", "functional", "blocks", "measure", "optimization"}}
+INSTANCES = {"optimizations": {"errors", "functional", "blocks", "optimization", "timing"}}
 """Package of instances -> what its modules may import. Only its own test and the command line import them by name."""
 
 TASK_MAY = {"errors", "data", "task", "tasks"}

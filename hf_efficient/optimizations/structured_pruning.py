@@ -10,8 +10,8 @@ import torch
 from hf_efficient.blocks import LayerStack, cut_layers, layer_stacks, layers_of, replace_layers
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.functional.structured import keep_layers, majority_share
-from hf_efficient.measure import evaluating
 from hf_efficient.optimization import Context, Optimization, Order
+from hf_efficient.timing import evaluating
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,0 +1,454 @@
+"""Measured figures: what they count, what they leave untouched, and that slower is told as slower."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from hf_efficient import timing
+from hf_efficient.errors import ConfigError
+from hf_efficient.machine import LOCK_NAME, available_cores
+from hf_efficient.measure import (
+    Measurement,
+    PeakMemory,
+    Timing,
+    TorchRuntime,
+    bytes_on_disk,
+    count_parameters,
+    machine,
+    measure,
+    measurement_lock,
+    peak_memory_mb,
+    state_bytes,
+)
+from tests.golden import make
+from tests.tiny import image_examples, image_model, pad, seq2seq_examples, seq2seq_model, text_examples, text_model
+
+SHORT = {"seconds": 0, "repeats": 1, "warmup": 1}
+
+
+@pytest.fixture(autouse=True)
+def lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lock of this test's own: others' measurements must not hold up the tests."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / LOCK_NAME
+
+
+class Sleeper:
+    """A runtime whose speed is known: ``seconds(batch size, threads)`` for each batch. Keeps what it was asked."""
+
+    name, version, device = "Sleeper", "1", "cpu"
+
+    def __init__(self, seconds: Callable[[int, int], float] = lambda size, threads: 0.0):
+        self.seconds = seconds
+        self.threads = 1
+        self.seen: list[list[int]] = []
+
+    def set_threads(self, threads: int) -> None:
+        self.threads = threads
+
+    def predict(self, batch: Mapping[str, Any]) -> None:
+        self.seen.append(batch["lengths"])
+        time.sleep(self.seconds(len(batch["lengths"]), self.threads))
+
+
+def lengths(examples: list[Any]) -> dict[str, Any]:
+    return {"lengths": [len(example["input_ids"]) for example in examples]}
+
+
+def tokens(count: int) -> list[dict[str, Any]]:
+    """Examples of 1, 2, ... tokens."""
+    return [{"input_ids": [0] * length} for length in range(1, count + 1)]
+
+
+def measure_text(model: nn.Module, **settings: Any) -> Timing:
+    return measure(TorchRuntime(model), text_examples(40), pad, batch_size=8, **{**SHORT, **settings})
+
+
+class TestCounts:
+    def test_zeroed_parameters_are_not_counted_as_nonzero(self) -> None:
+        model = text_model()
+        total, nonzero = count_parameters(model)
+        assert total == sum(parameter.numel() for parameter in model.parameters())
+        weight = model.bert.encoder.layer[0].intermediate.dense.weight
+        assert torch.count_nonzero(weight) == 16 * 32
+        with torch.no_grad():
+            weight[:, ::2] = 0
+        assert count_parameters(model) == (total, nonzero - 16 * 32 // 2)
+
+    def test_tied_weights_count_once(self) -> None:
+        model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+        assert count_parameters(model) == (72, 72)
+        assert state_bytes(model) == 72 * 4
+        model[1].weight = model[0].weight
+        assert count_parameters(model) == (36, 36)
+        assert state_bytes(model) == 36 * 4
+
+    @pytest.mark.parametrize("build", [text_model, image_model, seq2seq_model])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_bytes_are_those_of_the_file(self, tmp_path: Path, build: Any, dtype: torch.dtype) -> None:
+        model = build().to(dtype)
+        model.save_pretrained(tmp_path)
+        file = tmp_path / "model.safetensors"
+        header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+        assert bytes_on_disk(tmp_path) == file.stat().st_size
+        assert state_bytes(model) == file.stat().st_size - header
+
+    def test_bytes_on_disk_are_of_weight_files_only(self, tmp_path: Path) -> None:
+        counted = {"model-1.safetensors": 3, "model-2.safetensors": 4, "model.onnx": 5, "model.onnx_data": 6}
+        counted |= {"openvino_model.xml": 7, "openvino_model.bin": 8, "model.onnx.data": 9}
+        others = [
+            "training_args.bin",
+            "optimizer.bin",
+            "optimizer.pt",
+            "tokenizer.json",
+            "model.safetensors.index.json",
+        ]
+        for name, size in {**counted, **dict.fromkeys(others, 100)}.items():
+            (tmp_path / name).write_bytes(b"x" * size)
+        (tmp_path / "checkpoint-1").mkdir()
+        (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(b"x" * 1000)
+        assert bytes_on_disk(tmp_path) == sum(counted.values())
+
+    def test_folder_without_weights_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "training_args.bin").touch()
+        with pytest.raises(ConfigError, match="save the model there first"):
+            bytes_on_disk(tmp_path)
+
+
+class TestTiming:
+    def test_slower_is_measured_slower(self) -> None:
+        fast, slow = (
+            measure(Sleeper(lambda size, threads, ms=ms: ms / 1000), tokens(20), lengths, batch_size=8, **SHORT)
+            for ms in (1, 6)
+        )
+        assert slow.latency_ms["p50"] >= 6
+        assert fast.latency_ms["p50"] < slow.latency_ms["p50"] / 2
+        assert slow.latency_ms["p95"] >= slow.latency_ms["p50"]
+        # 20 examples in batches of 8, 8 and 4
+        assert 20 / 3 / 0.006 / 3 < slow.throughput <= 20 / 3 / 0.006 < fast.throughput <= 20 / 3 / 0.001
+
+    def test_p95_is_the_slow_tail(self) -> None:
+        runtime = Sleeper()
+        runtime.seconds = lambda size, threads: 0.02 if len(runtime.seen) % 10 == 0 else 0.0
+        timed = measure(runtime, tokens(20), lengths, **{**SHORT, "repeats": 2})
+        assert timed.latency_ms["p50"] < 10 <= 20 <= timed.latency_ms["p95"]
+
+    def test_each_figure_gets_its_best_thread_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(timing, "thread_candidates", lambda: [1, 2, 4])
+        monkeypatch.setattr(timing, "PILOT_SECONDS", 0.02)
+        runtime = Sleeper(lambda size, threads: 0.004 / threads if size > 1 else 0.001 * threads)
+        timed = measure(runtime, tokens(20), lengths, **SHORT)
+        assert timed.threads == {"latency": 1, "throughput": 4}
+        assert timed.latency_ms["p50"] < 2
+        assert timed.throughput > 20 / 0.002
+
+    def test_stated_runs_are_made_and_more_in_more_time(self) -> None:
+        runtime = Sleeper(lambda size, threads: 0.0005)
+        least = measure(runtime, tokens(20), lengths, batch_size=8, repeats=2, seconds=0, warmup=0)
+        assert least.repeats == {"latency": 2, "throughput": 2}
+        assert sum(len(batch) == 1 for batch in runtime.seen) >= 2 * timing.LATENCY_RUNS
+        more = measure(Sleeper(lambda size, threads: 0.0005), tokens(20), lengths, batch_size=8, repeats=2, seconds=0.2)
+        assert more.repeats["latency"] > 2
+        assert more.repeats["throughput"] > 2
+
+    def test_slow_batches_stay_within_the_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(timing, "thread_candidates", lambda: [1])
+        runtime = Sleeper(lambda size, threads: 0.05 if size > 1 else 0.0)
+        measure(runtime, tokens(400), lengths, batch_size=4, repeats=2, seconds=0.3, warmup=0)
+        batches = [batch for batch in runtime.seen if len(batch) > 1]
+        assert 4 <= len(batches) <= 10  # a pass over all would take 100 of them
+
+    def test_few_runs_see_the_same_mix_of_lengths(self) -> None:
+        runtime = Sleeper()
+        timed = measure(runtime, tokens(256), lengths, **{**SHORT, "warmup": 0})
+        assert timed.input_lengths == {"mean": 128.5, "p50": 128.5, "max": 256}
+        singles = [batch[0] for batch in runtime.seen if len(batch) == 1]
+        for start in (0, 5):
+            window = singles[-timing.LATENCY_RUNS :][start : start + 20]
+            assert 110 < sum(window) / len(window) < 147
+        assert sorted(length for batch in runtime.seen[-8:] for length in batch) == list(range(1, 257))
+
+    def test_preprocessing_is_timed_on_the_raw_twin(self) -> None:
+        twins: list[tuple[int, int]] = []
+
+        def preprocess(raw: list[int]) -> dict[str, Any]:
+            time.sleep(0.005)
+            twins.extend((len(raw), one) for one in raw)
+            return {"lengths": raw}
+
+        runtime = Sleeper()
+        timed = measure(
+            runtime, tokens(16), lengths, batch_size=4, preprocess=preprocess, raw=list(range(1, 17)), **SHORT
+        )
+        assert timed.latency_ms["p50"] < 2.5 < 5 <= timed.latency_with_preprocessing_ms["p50"]
+        assert timed.throughput_with_preprocessing <= 4 / 0.005 < timed.throughput
+        assert {one for _, one in twins} == set(range(1, 17))
+        single = [batch[0] for batch in runtime.seen if len(batch) == 1]
+        assert single[-30:] == single[-61:-31]  # the same order of lengths, after one warm-up run
+
+    def test_without_preprocessing_there_are_no_such_figures(self) -> None:
+        timed = measure_text(text_model())
+        assert timed.latency_with_preprocessing_ms is None
+        assert timed.throughput_with_preprocessing is None
+
+    def test_what_it_says_about_itself(self) -> None:
+        timed = measure_text(text_model())
+        assert (timed.runtime, timed.runtime_version, timed.device) == ("PyTorch", torch.__version__, "cpu")
+        assert (timed.batch_size, timed.examples) == (8, 40)
+        assert timed.machine == machine()
+        assert 3 <= timed.input_lengths["p50"] <= timed.input_lengths["max"] == 8
+        assert set(timed.threads.values()) <= set(timing.thread_candidates())
+
+    def test_batch_size_is_the_one_that_was_timed(self) -> None:
+        assert measure(TorchRuntime(text_model()), text_examples(5), pad, **SHORT).batch_size == 5
+
+    def test_images_have_no_input_lengths(self) -> None:
+        timed = measure(TorchRuntime(image_model()), image_examples(4), pad_images, **SHORT)
+        assert timed.input_lengths is None
+        assert timed.throughput > 0
+
+    def test_a_larger_model_is_slower(self) -> None:
+        small, large = text_model(), text_model(hidden_size=256, intermediate_size=2048, num_hidden_layers=6)
+        assert measure_text(small).throughput > 2 * measure_text(large).throughput
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+            ({"repeats": 0}, "repeats must be at least 1"),
+            ({"warmup": -1}, "warmup must be at least 0"),
+            ({"seconds": -1}, "seconds must be 0 or more"),
+            ({"seconds": float("nan")}, "seconds must be 0 or more"),
+            ({"raw": ["a"]}, "one raw example for each"),
+            ({"preprocess": lengths}, "one raw example for each"),
+        ],
+    )
+    def test_bad_settings_are_refused(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            measure(Sleeper(), tokens(2), lengths, **settings)
+
+    def test_no_examples_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match="no examples"):
+            measure(Sleeper(), [], lengths)
+
+
+def pad_images(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
+
+
+class TestUndisturbed:
+    @pytest.fixture(autouse=True)
+    def three_threads(self) -> Any:
+        """A count that is no candidate, so that forgetting to restore it shows."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(available_cores() + 1)
+        yield
+        torch.set_num_threads(before)
+
+    def test_threads_and_training_flags_come_back(self) -> None:
+        model = text_model().train()
+        model.bert.embeddings.eval()
+        flags = [module.training for module in model.modules()]
+        during: set[bool] = set()
+        model.classifier.register_forward_pre_hook(
+            lambda module, inputs: during.update(module.training for module in model.modules())
+        )
+        measure_text(model)
+        assert during == {False}
+        assert [module.training for module in model.modules()] == flags
+        assert torch.get_num_threads() == available_cores() + 1
+
+    def test_also_when_the_model_fails(self) -> None:
+        model = text_model().train()
+        with pytest.raises(IndexError):
+            measure(TorchRuntime(model), [{"input_ids": torch.tensor([10_000])}], pad, **SHORT)
+        assert model.training
+        assert torch.get_num_threads() == available_cores() + 1
+        with measurement_lock(timeout_s=0):
+            pass
+
+    def test_predict_alone_is_free_of_dropout_and_restores_the_flag(self) -> None:
+        model = text_model(hidden_dropout_prob=0.5).train()
+        batch = pad(text_examples(4))
+        first, second = (TorchRuntime(model).predict(batch).logits for _ in range(2))
+        assert torch.equal(first, second)
+        assert model.training
+        assert not first.requires_grad
+
+
+class TestTorchRuntime:
+    def seen(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+        """Arguments that ``model`` is called with."""
+        calls: list[dict[str, Any]] = []
+        model.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+        TorchRuntime(model).predict(batch)
+        return calls[0]
+
+    def test_labels_are_dropped(self) -> None:
+        batch = pad(text_examples(2))
+        assert "labels" in batch
+        assert set(self.seen(text_model(), batch)) == {"input_ids", "attention_mask"}
+        assert "labels" in batch
+
+    def test_decoder_inputs_come_from_the_labels(self) -> None:
+        batch = pad(seq2seq_examples(2))
+        given = self.seen(seq2seq_model(), batch)
+        assert set(given) == {"input_ids", "attention_mask", "decoder_input_ids"}
+        assert torch.equal(given["decoder_input_ids"][0, 1:], batch["labels"][0, :-1].clamp(min=1))
+
+    @pytest.mark.gpu
+    def test_on_a_gpu(self) -> None:
+        model = text_model().cuda()
+        timed = measure_text(model)
+        assert timed.device == "cuda:0"
+        assert timed.threads == dict.fromkeys(("latency", "throughput"), torch.get_num_threads())
+        assert timed.machine["accelerator"] == torch.cuda.get_device_name()
+        with PeakMemory() as peak:
+            torch.ones(50_000_000, device="cuda")
+        assert peak.device_peak_mb >= 200
+
+
+class TestMeasurement:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        model = text_model()
+        model.save_pretrained(tmp_path)
+        taken = measure_text(model)
+        whole = Measurement.of(taken, model, tmp_path, {"process": 1.5, "libraries": 1.0})
+        assert Timing.from_dict(json.loads(json.dumps(taken.to_dict()))) == taken
+        assert Measurement.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
+        assert (whole.parameters, whole.nonzero_parameters) == count_parameters(model)
+        assert whole.bytes_on_disk == bytes_on_disk(tmp_path) > Measurement.of(taken, model).bytes_on_disk
+        assert whole.latency_ms == taken.latency_ms
+
+    def test_damaged_values_are_refused(self) -> None:
+        model = text_model()
+        values = Measurement.of(measure_text(model), model).to_dict()
+        with pytest.raises(ConfigError, match="did you mean 'throughput'"):
+            Measurement.from_dict({**values, "throughputt": 1})
+        del values["latency_ms"]
+        with pytest.raises(ConfigError, match="lacks latency_ms"):
+            Measurement.from_dict(values)
+
+    def test_machine_names_no_host_user_or_path(self) -> None:
+        told = machine()
+        assert told["logical_cores"] == os.cpu_count()
+        assert told["torch"] == torch.__version__
+        assert told["memory_gb"] == round(psutil.virtual_memory().total / 1e9, 1)
+        assert told["processor"]
+        for private in (platform.node(), str(Path.home()), os.environ.get("USER"), os.getcwd()):
+            assert private not in told.values()
+        assert json.loads(json.dumps(told)) == told
+
+
+TAKE_LOCK = """
+import fcntl, os, sys, time
+handle = os.open(sys.argv[1], os.O_RDONLY | os.O_CREAT, 0o644)
+try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(3)
+print("taken", flush=True)
+sys.stdin.read()
+"""
+"""A second process: exits with 3 where the lock is held, else holds it until its input ends."""
+
+
+def second_process(lock: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", TAKE_LOCK, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+class TestLock:
+    def test_excludes_a_second_process(self, lock_file: Path) -> None:
+        with measurement_lock():
+            assert second_process(lock_file).wait() == 3
+        other = second_process(lock_file)
+        assert other.stdout.readline() == "taken\n"
+        with pytest.raises(ConfigError, match="wait for it to end"), measurement_lock(timeout_s=0.2):
+            pytest.fail("two processes hold the lock")
+        other.communicate("")
+        with measurement_lock(timeout_s=0):
+            pass
+
+    def test_waits_for_a_second_process(self, lock_file: Path) -> None:
+        other = second_process(lock_file)
+        assert other.stdout.readline() == "taken\n"
+        other.stdin.close()  # it ends, and lets go
+        with measurement_lock(timeout_s=10):
+            assert other.wait(10) == 0
+
+    def test_may_be_taken_again_and_is_let_go_once_at_the_end(self, lock_file: Path) -> None:
+        with pytest.raises(ZeroDivisionError), measurement_lock():
+            with measurement_lock(timeout_s=0):
+                pass
+            assert second_process(lock_file).wait() == 3
+            raise ZeroDivisionError
+        assert not held(lock_file)
+
+    def test_measuring_holds_it(self, lock_file: Path) -> None:
+        runtime = Sleeper()
+        seen = []
+        runtime.seconds = lambda size, threads: seen.append(held(lock_file)) or 0.0
+        measure(runtime, tokens(2), lengths, **SHORT)
+        assert set(seen) == {True}
+        assert not held(lock_file)
+
+
+def held(lock: Path) -> bool:
+    handle = os.open(lock, os.O_RDONLY)
+    with contextlib.closing(os.fdopen(handle)):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+class TestMemory:
+    def test_peak_of_this_process(self) -> None:
+        start_mb = psutil.Process().memory_info().rss / 1e6
+        with PeakMemory() as peak:
+            block = torch.ones(50_000_000)
+            time.sleep(0.1)
+            del block
+            time.sleep(0.05)
+        assert start_mb + 180 < peak.peak_mb < start_mb + 400
+        with PeakMemory() as later:
+            pass
+        assert later.peak_mb < peak.peak_mb - 150
+        assert later.device_peak_mb is None or torch.cuda.is_initialized()
+
+    def test_fresh_process_of_a_small_and_a_large_model(self, tmp_path: Path) -> None:
+        make.model().save_pretrained(tmp_path / "small")  # changed shapes: loads only with this package imported
+        config = BertConfig(vocab_size=500_000, hidden_size=64, num_hidden_layers=1, num_attention_heads=2)
+        BertModel(config).save_pretrained(tmp_path / "large")
+        weights_mb = bytes_on_disk(tmp_path / "large") / 1e6
+        batch = {"input_ids": make.INPUT, "attention_mask": make.MASK, "labels": torch.zeros(len(make.INPUT))}
+        ballast = torch.ones(200_000_000)  # memory of this process must not be counted as the fresh one's
+        small, large = (peak_memory_mb(tmp_path / name, batch) for name in ("small", "large"))
+        assert ballast.sum() > 0
+        assert small["libraries"] < small["process"] < 800
+        assert large["process"] > small["process"] + 0.8 * weights_mb
+        assert large["process"] - large["libraries"] < 4 * weights_mb + 100
+        assert "device" not in small
+
+    def test_failure_says_why(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
+        with pytest.raises(ConfigError, match="NoSuchModel, which transformers does not have"):
+            peak_memory_mb(tmp_path, pad(text_examples(1)))
