@@ -19,6 +19,7 @@ from hf_efficient.checkpoint import register_loader  # noqa: E402  (needs __path
 
 register_loader()
 
+# Functions named like their module stay there: `from hf_efficient.run import run`, `...measure import measure`.
 _PUBLIC = {
     "ConfigError": "errors",
     "ConflictError": "errors",
@@ -43,8 +44,6 @@ _PUBLIC = {
     "Task": "task",
     "build": "checkpoint",
     "efficient": "trainer",
-    "measure": "measure",
-    "run": "run",
 }
 
 __all__ = sorted(["__version__", *_PUBLIC])
@@ -60,7 +59,6 @@ if TYPE_CHECKING:
     from hf_efficient.errors import MissingDependencyError as MissingDependencyError
     from hf_efficient.errors import NoEffectWarning as NoEffectWarning
     from hf_efficient.measure import Measurement as Measurement
-    from hf_efficient.measure import measure as measure
     from hf_efficient.optimization import Optimization as Optimization
     from hf_efficient.optimization import Order as Order
     from hf_efficient.optimizations.precision import Precision as Precision
@@ -69,7 +67,6 @@ if TYPE_CHECKING:
     from hf_efficient.recipe import Recipe as Recipe
     from hf_efficient.report import Report as Report
     from hf_efficient.run import RunResult as RunResult
-    from hf_efficient.run import run as run
     from hf_efficient.task import Task as Task
     from hf_efficient.trainer import EfficientMixin as EfficientMixin
     from hf_efficient.trainer import EfficientSeq2SeqTrainer as EfficientSeq2SeqTrainer

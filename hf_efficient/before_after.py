@@ -75,9 +75,10 @@ class BeforeAfter:
 
 
 def plain_metrics(values: dict[str, float], prefix: str) -> dict[str, float]:
-    """Metrics without ``prefix``, and without the clock's."""
+    """Metrics without ``prefix`` and without the clock's; the loss, which no user asks for first, comes last."""
     named = {name.removeprefix(f"{prefix}_"): value for name, value in values.items()}
-    return {name: value for name, value in named.items() if name not in (*_CLOCK, "epoch")}
+    metrics = {name: value for name, value in named.items() if name not in (*_CLOCK, "epoch")}
+    return dict(sorted(metrics.items(), key=lambda item: item[0] == "loss"))
 
 
 def training_figures(output: TrainOutput) -> dict[str, float]:

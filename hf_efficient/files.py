@@ -52,7 +52,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _explain(error, path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # none there after the rename; a second error would hide the first
+            temporary.unlink()
 
 
 @contextlib.contextmanager

@@ -279,6 +279,9 @@ def peak_memory_mb(
 ) -> dict[str, float]:
     """Peak memory of a fresh process that loads the model saved in ``folder`` and predicts ``batch``, in MB.
 
+    Weights on the CPU are mapped from the file, so that what no prediction touches, like most rows of a large embedding
+    table, is not resident and not counted.
+
     Args:
         batch: collated model inputs.
 

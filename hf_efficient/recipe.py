@@ -24,6 +24,7 @@ STAGE_DEFAULTS: dict[str, Any] = {
     "load_best_model_at_end": True,  # best on validation data, by the task's main metric
     "logging_strategy": "epoch",
     "report_to": "none",
+    "disable_tqdm": False,
 }
 """Training arguments of every stage unless its `training` block says otherwise."""
 

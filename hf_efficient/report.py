@@ -304,7 +304,7 @@ def _number(value: float) -> str:
     size = abs(value)
     if isinstance(value, int) or size >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3g}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:#.3g}"
 
 
 def _count(value: float) -> str:

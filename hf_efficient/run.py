@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
@@ -166,7 +167,7 @@ class _Job:
     def arguments(self, stage: str, folder: Path) -> EfficientTrainingArguments:
         """Training arguments of a stage."""
         where = f"stages.{stage}.training"
-        values = {**STAGE_DEFAULTS, **training_values(self.recipe.stages[stage].training, where)}
+        values = {**STAGE_DEFAULTS, **_pinning(), **training_values(self.recipe.stages[stage].training, where)}
         if values["load_best_model_at_end"]:
             values.setdefault("metric_for_best_model", self.task.main_metric)
             values.setdefault("greater_is_better", self.task.greater_is_better)
@@ -227,7 +228,7 @@ class _Job:
         """Metrics of both models on validation data and, once, on test data."""
         found: dict[str, dict[str, dict[str, float]]] = {}
         for label, path in (("before", before), ("after", after)):
-            args = EfficientTrainingArguments(str(folder), report_to="none", disable_tqdm=True)
+            args = EfficientTrainingArguments(str(folder), report_to="none", disable_tqdm=False, **_pinning())
             trainer = self.trainer(self.task.load_model(str(path)), args)
             for split in ("validation", "test"):
                 if split in self.encoded:
@@ -276,6 +277,11 @@ def _has_started(folder: Path) -> bool | str:
     """The newest checkpoint whose last file is there: a process may have died while it wrote one."""
     complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else False
+
+
+def _pinning() -> dict[str, bool]:
+    """Pinned memory speeds copies to an accelerator up; without one, asking for it only warns."""
+    return {"dataloader_pin_memory": torch.accelerator.is_available()}
 
 
 def _read_json(path: Path) -> Any:

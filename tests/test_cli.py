@@ -1,4 +1,4 @@
-"""The command line as a user meets it: each bad input is one message on standard error, exit code 2, nothing written."""
+"""The command line as a user meets it: bad input is one message on standard error, exit code 2, nothing written."""
 
 import subprocess
 import sys
@@ -134,7 +134,9 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert "interrupted" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("start", [["-m", "hf_efficient"], ["-c", "import sys, hf_efficient.cli as c; sys.exit(c.main())"]])
+@pytest.mark.parametrize(
+    "start", [["-m", "hf_efficient"], ["-c", "import sys, hf_efficient.cli as c; sys.exit(c.main())"]]
+)
 def test_as_a_process(start: list[str]) -> None:
     done = subprocess.run([sys.executable, *start, "show", "nothing"], capture_output=True, text=True, check=False)
     assert done.returncode == 2

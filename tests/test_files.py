@@ -46,12 +46,16 @@ def test_old_file_is_there_until_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_failed_block_changes_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail_halfway(path: Path) -> None:
+        path.write_text("half of the n")
+        raise error
+
     write_text(tmp_path / "target", "old")
     write_text(tmp_path / "folder" / "file", "old")
-    for atomic, name in ((atomic_path, "target"), (atomic_folder, "folder")):
-        with pytest.raises(error), atomic(tmp_path / name) as temporary:
-            (temporary / "file" if temporary.is_dir() else temporary).write_text("half of the n")
-            raise error
+    with pytest.raises(error), atomic_path(tmp_path / "target") as temporary:
+        fail_halfway(temporary)
+    with pytest.raises(error), atomic_folder(tmp_path / "folder") as temporary:
+        fail_halfway(temporary / "file")
     assert content(tmp_path) == {"target": "old", "folder/file": "old"}
     assert sorted(os.listdir(tmp_path)) == ["folder", "target"]
 

@@ -5,27 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, PreTrainedTokenizerBase, set_seed
 
-WORDS = [
-    "my",
-    "card",
-    "is",
-    "lost",
-    "the",
-    "app",
-    "how",
-    "do",
-    "i",
-    "pay",
-    "where",
-    "money",
-    "no",
-    "not",
-    "a",
-    "new",
-    "##s",
-    "##ed",
-]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"abcdefghijklmnopqrstuvwxyz?."]
+TEXT = "my card is lost the app how do i pay where money no not a new ##s ##ed"
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TEXT.split(), *"abcdefghijklmnopqrstuvwxyz?."]
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:

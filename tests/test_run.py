@@ -1,0 +1,153 @@
+"""A run, end to end on real text: its folder, its result, and continuing after a kill."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, TrainerCallback, pipeline
+
+from hf_efficient import ConfigError, Recipe
+from hf_efficient.recipe import bundled
+from hf_efficient.run import newest_unfinished, run
+from hf_efficient.tasks.text_classification import TextClassification
+from tests.tasks.conftest import tiny_checkpoint
+from tests.test_parity import assert_same_tensors
+
+RECIPE = """
+task: text-classification
+model: {model}
+data: {{train: {folder}/train.csv, test: {folder}/test.csv, max_length: 16}}
+stages:
+  finetune:
+    training: {{num_train_epochs: 3, learning_rate: 5.0e-3, per_device_train_batch_size: 8}}
+  compress:
+    training: {{num_train_epochs: 2, learning_rate: 5.0e-3, per_device_train_batch_size: 8}}
+    optimizations: {{structured_pruning: {{keep_layers: [0]}}}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe on a tiny model and 40 rows."""
+    rows = [f"{'my card is lost' if index % 2 else 'how do i pay'} {index},{'ab'[index % 2]}" for index in range(48)]
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows[:40]]))
+    (tmp_path / "test.csv").write_text("\n".join(["text,label", *rows[40:]]))
+    tiny_checkpoint(tmp_path / "model", num_hidden_layers=2, hidden_size=32, intermediate_size=32)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(RECIPE.format(model=tmp_path / "model", folder=tmp_path))
+    return file
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForSequenceClassification.from_pretrained(folder).state_dict())
+
+
+def test_run_leaves_everything_in_one_folder(recipe: Path, tmp_path: Path) -> None:
+    result = run(recipe, runs=tmp_path / "runs")
+    assert result is not None
+    names = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
+    expected = {"recipe.yaml", "run.json", "metrics.json", "report.json", "report.md", "report.png"}
+    assert expected <= names
+    assert {"final/config.json", "final/model.safetensors", "stages/finetune/final/config.json"} <= names
+    assert not [name for name in names if "checkpoint-" in name or "tmp" in name or "training_args" in name[:6]]
+    status = json.loads((result.folder / "run.json").read_text())
+    assert (status["status"], status["seed"]) == ("finished", 42)
+    assert {"torch", "transformers", "hf_efficient"} <= set(status["versions"])
+    assert Recipe.load(result.folder / "recipe.yaml").stages.keys() == {"finetune", "compress"}
+    check_numbers(result, tmp_path)
+    classify = pipeline("text-classification", model=str(result.model), device="cpu")
+    assert classify("my card is lost")[0]["label"] == "b"
+
+
+def check_numbers(result: Any, tmp_path: Path) -> None:
+    """The report says what is so."""
+    model = AutoModelForSequenceClassification.from_pretrained(result.model)
+    assert model.config.num_hidden_layers == 1
+    report = json.loads((result.folder / "report.json").read_text())
+    assert report["after"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert report["after"]["parameters"] < report["before"]["parameters"]
+    assert report["after"]["bytes_on_disk"] == (result.model / "model.safetensors").stat().st_size
+    assert report["after"]["latency_ms"]["p50"] > 0
+    assert report["after"]["latency_with_preprocessing_ms"]["p50"] > report["after"]["latency_ms"]["p50"]
+    assert report["after"]["peak_memory_mb"]["process"] > 0
+    assert result.metrics["test"]["after"]["accuracy"] == 1.0
+    assert report["metrics_after"] == result.metrics["test"]["after"]
+    assert str(tmp_path) not in (result.folder / "report.md").read_text()
+
+
+class Killed(TrainerCallback):
+    """Dies in the second epoch of stage ``stage``."""
+
+    def __init__(self, stage: str):
+        self.stage = stage
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if Path(args.output_dir).name == self.stage and state.epoch > 1.2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stage", ["finetune", "compress"])
+def test_resume_continues_the_newest_unfinished(
+    recipe: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_efficient.run.measure", no_measurement)
+    monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
+    whole = run(recipe, runs=tmp_path / "whole")
+    monkeypatch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*default_callbacks(), Killed(stage)])
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, runs=tmp_path / "runs")
+    monkeypatch.undo()
+    monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
+    folder = newest_unfinished(tmp_path / "runs", "tiny")
+    assert (folder / "stages" / "finetune" / "stage.json").is_file() == (stage == "compress")
+    result = run(recipe, runs=tmp_path / "runs", resume=True)
+    assert result == folder
+    assert whole is not None
+    assert_same_tensors(weights(whole / "stages/compress/final"), weights(folder / "stages/compress/final"))
+    with pytest.raises(ConfigError, match="drop the overrides"):
+        run(recipe, ["seed=1"], runs=tmp_path / "runs", resume=True)
+
+
+def default_callbacks() -> list[Any]:
+    import transformers.trainer
+
+    return transformers.trainer.DEFAULT_CALLBACKS
+
+
+def no_measurement(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("not to be measured here")
+
+
+def finish_without_measuring(self: Any, folder: Path, *args: Any) -> Path:
+    """Measuring takes fresh processes; what matters here are the stages."""
+    return folder
+
+
+def test_nothing_to_resume(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        run(recipe, runs=tmp_path / "runs", resume=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_refusals_come_before_anything_is_written(recipe: Path, tmp_path: Path) -> None:
+    for override in ("stages.compress.optimizations.structured_pruning.keep_layers=3", "data.test=none.csv"):
+        with pytest.raises(ValueError, match=r"2 layers|none\.csv"):
+            run(recipe, [override], runs=tmp_path / "runs")
+    with pytest.raises(ConfigError, match="Recipe object"):
+        run(Recipe.load(recipe), ["seed=1"])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bundled())
+def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of every stage, on the bundled sample."""
+    monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
+    steps = [f"stages.{stage}.training.max_steps=2" for stage in Recipe.load(name).stages]
+    named = ["stages.compress.optimizations.structured_pruning.keep_layers=[0,5]"]  # two steps teach nothing
+    folder = run(name, [*steps, *named], runs=tmp_path)
+    assert isinstance(folder, Path)
+    assert weights(folder / "stages/compress/final")
+    assert TextClassification.name == Recipe.load(name).task
