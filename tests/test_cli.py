@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 
 from hf_efficient import __version__
 from hf_efficient.cli import main
+from hf_efficient.cli.doctor_command import EXTRAS
 from hf_efficient.recipe import bundled
 
 
@@ -113,6 +115,12 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for word in ("transformers", "CPU", "CUDA", "MPS", "XPU", "TPU", "bf16", "embedded", "peft", "search"):
         assert word in printed
+
+
+def test_doctor_knows_every_extra() -> None:
+    """Those of users; `test` and `dev` are for who works on the project."""
+    provided = set(metadata("hf-efficient").get_all("Provides-Extra") or ())
+    assert set(EXTRAS) == provided - {"test", "dev"}
 
 
 def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:

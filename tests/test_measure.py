@@ -1,19 +1,12 @@
 """Measured figures: what they count, what they leave untouched, and that slower is told as slower."""
 
-import contextlib
-import fcntl
 import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from torch import nn
@@ -21,7 +14,7 @@ from transformers import BertConfig, BertModel
 
 from hf_efficient import timing
 from hf_efficient.errors import ConfigError
-from hf_efficient.machine import LOCK_NAME, available_cores
+from hf_efficient.machine import available_cores
 from hf_efficient.measure import (
     Measurement,
     PeakMemory,
@@ -42,11 +35,10 @@ SHORT = {"seconds": 0, "repeats": 1, "warmup": 1}
 
 
 @pytest.fixture(autouse=True)
-def lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def short_and_undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock of this test's own, so that others' measurements do not hold it up, and short pilots."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(timing, "PILOT_SECONDS", 0.02)
-    return tmp_path / LOCK_NAME
 
 
 class Sleeper:
@@ -347,98 +339,8 @@ class TestMeasurement:
         with pytest.raises(ConfigError, match="lacks latency_ms"):
             Measurement.from_dict(values)
 
-    def test_machine_names_no_host_user_or_path(self) -> None:
-        told = machine()
-        assert told["logical_cores"] == os.cpu_count()
-        assert told["torch"] == torch.__version__
-        assert told["memory_gb"] == round(psutil.virtual_memory().total / 1e9, 1)
-        assert told["processor"]
-        for private in filter(None, (platform.node(), str(Path.home()), os.environ.get("USER"), os.getcwd())):
-            assert private not in told.values()
-        assert json.loads(json.dumps(told)) == told
 
-
-TAKE_LOCK = """
-import fcntl, os, sys, time
-handle = os.open(sys.argv[1], os.O_RDONLY | os.O_CREAT, 0o644)
-try:
-    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-except BlockingIOError:
-    sys.exit(3)
-print("taken", flush=True)
-sys.stdin.read()
-"""
-"""A second process: exits with 3 where the lock is held, else shares it until its input ends."""
-
-
-def second_process(lock: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", TAKE_LOCK, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-class TestLock:
-    def test_excludes_a_second_process(self, lock_file: Path) -> None:
-        with measurement_lock():
-            assert second_process(lock_file).wait() == 3
-        other = second_process(lock_file)
-        assert other.stdout.readline() == "taken\n"
-        with pytest.raises(ConfigError, match="wait for it to end"), measurement_lock(timeout_s=0.2):
-            pytest.fail("two processes hold the lock")
-        other.communicate("")
-        with measurement_lock(timeout_s=0):
-            pass
-
-    def test_waits_for_a_second_process(self, lock_file: Path) -> None:
-        other = second_process(lock_file)
-        assert other.stdout.readline() == "taken\n"
-        other.stdin.close()  # it ends, and lets go
-        with measurement_lock(timeout_s=10):
-            assert other.wait(10) == 0
-
-    def test_may_be_taken_again_and_is_let_go_once_at_the_end(self, lock_file: Path) -> None:
-        with measurement_lock():
-            with measurement_lock(timeout_s=0):
-                pass
-            assert second_process(lock_file).wait() == 3
-        assert not held(lock_file)
-        with pytest.raises(ZeroDivisionError), measurement_lock():
-            raise ZeroDivisionError
-        assert not held(lock_file)
-
-    def test_measuring_holds_it(self, lock_file: Path) -> None:
-        runtime = Sleeper()
-        seen = []
-        runtime.seconds = lambda size, threads: seen.append(held(lock_file)) or 0.0
-        measure(runtime, tokens(2), lengths, **SHORT)
-        assert set(seen) == {True}
-        assert not held(lock_file)
-
-
-def held(lock: Path) -> bool:
-    handle = os.open(lock, os.O_RDONLY)
-    with contextlib.closing(os.fdopen(handle)):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
-class TestMemory:
-    def test_peak_of_this_process(self) -> None:
-        start_mb = psutil.Process().memory_info().rss / 1e6
-        with PeakMemory() as peak:
-            block = torch.ones(50_000_000)
-            time.sleep(0.1)
-            del block
-            time.sleep(0.05)
-        assert start_mb + 180 < peak.peak_mb < start_mb + 400
-        with PeakMemory() as later:
-            pass
-        assert later.peak_mb < peak.peak_mb - 150
-        assert later.device_peak_mb is None or torch.cuda.is_initialized()
-
+class TestFreshProcess:
     def test_fresh_process_of_a_small_and_a_large_model(self, tmp_path: Path) -> None:
         make.model().save_pretrained(tmp_path / "small")  # changed shapes: loads only with this package imported
         small_but_for = {"num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64, "hidden_size": 64}

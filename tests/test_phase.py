@@ -68,6 +68,19 @@ class TestDensePhase:
         plain.train()
         assert plain.model.state_dict().keys() == fresh.model.state_dict().keys()
 
+    def test_hyperparameter_search_with_optimizations(self, tmp_path: Path) -> None:
+        optuna = pytest.importorskip("optuna")
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        one = trainer(
+            tmp_path, {"model_init": lambda: text_model()}, optimizations=CUT, dense_epochs=6, eval_strategy="epoch"
+        )
+        best = one.hyperparameter_search(
+            lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 4e-3, 6e-3)}, n_trials=2
+        )
+        assert best.run_id in ("0", "1")
+        assert one.model.config.num_hidden_layers == 2
+        assert one.model_init is not None
+
     def test_best_model_of_each_phase(self, tmp_path: Path) -> None:
         options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
         one = trainer(tmp_path, optimizations=CUT, dense_epochs=6, **options)

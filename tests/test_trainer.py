@@ -244,31 +244,6 @@ class TestEfficient:
         with pytest.raises(ConfigError, match=r"transformers\.Trainer"):
             efficient(dict)
 
-    def test_sentence_transformers(self, tmp_path: Path, default_model: str) -> None:
-        library = pytest.importorskip("sentence_transformers")
-        datasets = pytest.importorskip("datasets")
-        pairs = datasets.Dataset.from_dict({"anchor": ["one", "two"] * 4, "positive": ["eins", "zwei"] * 4})
-        model = library.SentenceTransformer(default_model, device="cpu")
-        args = library.SentenceTransformerTrainingArguments(
-            str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True, disable_tqdm=True
-        )
-        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-
-        loss = MultipleNegativesRankingLoss(model)
-        stepped = Traced()
-        stepped.prepare_data = lambda dataset: dataset  # type: ignore[method-assign]
-        stepped.finalize = lambda model: model  # type: ignore[method-assign]
-        cls = efficient(library.SentenceTransformerTrainer)
-        one = cls(model=model, args=args, train_dataset=pairs, loss=loss, callbacks=[stepped])
-        one.train()
-        assert one.state.global_step == 2
-        assert "on_train_begin 2 steps" in stepped.trace
-        assert (tmp_path / "final" / "model.safetensors").is_file()
-
-    def test_trl(self, tmp_path: Path) -> None:
-        trl = pytest.importorskip("trl")
-        assert issubclass(efficient(trl.SFTTrainer), trl.SFTTrainer)
-
 
 def test_hub_gets_the_finished_model_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: dict[str, Any] = {}

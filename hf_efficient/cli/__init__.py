@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a bug, 2 bad input (one message on standard error), 130 in
 """
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command(options)
     except EfficientError as error:
         print(f"hf-efficient: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"hf-efficient: the disk is full ({error}); free some space and continue with --resume", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hf-efficient: interrupted", file=sys.stderr)
