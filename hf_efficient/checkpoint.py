@@ -14,7 +14,7 @@ fields can express (fewer layers) writes no manifest: such a checkpoint needs no
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -42,7 +42,7 @@ class ManifestConfig(QuantizationConfigMixin):
     """The manifest in `config.json`; `modules` maps module paths to the sizes that differ from the config's."""
 
     def __init__(self, modules: Shapes | None = None, version: int = FORMAT_VERSION, **unknown_keys: Any):
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers types it as its own enum
         if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
             raise ConfigError(
                 f"this checkpoint has manifest format {version!r}; hf_efficient here reads formats 1 to "
@@ -65,7 +65,7 @@ class ManifestQuantizer(HfQuantizer):
         return True
 
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> None:
-        apply_shapes(model, self.quantization_config.modules)
+        apply_shapes(model, cast(ManifestConfig, self.quantization_config).modules)
 
     def postprocess_model(self, model: "PreTrainedModel", **kwargs: Any) -> None:
         # From here on an ordinary dense model: flagged as quantized, `.half()`, Trainer and PEFT would refuse it.
@@ -73,7 +73,7 @@ class ManifestQuantizer(HfQuantizer):
         model.config.quantization_config = self.quantization_config
         del model.hf_quantizer
         del model.quantization_method
-        model.is_quantized = False
+        model.is_quantized = False  # type: ignore[assignment]
 
 
 def register_loader() -> None:
@@ -149,7 +149,7 @@ def build(config: "PreTrainedConfig", auto_class: Any) -> "PreTrainedModel":
     for path in shapes:
         module = model.base_model.get_submodule(path)
         if isinstance(module, nn.Linear):  # `from_config` initialised what was there before
-            module._is_hf_initialized = False
+            module._is_hf_initialized = False  # type: ignore[assignment]
             model._init_weights(module)
     return model
 

@@ -7,7 +7,6 @@ resuming means: skip finished phases, resume in the one that was interrupted. Re
 import contextlib
 import copy
 import functools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +37,13 @@ class Phase:
         name: `dense` or `main`.
         args: training arguments of this phase.
         plan: the optimizations that take part in it.
+        folder: where its checkpoints and `final/` go: the output folder, or the trial's in it.
     """
 
     name: str
     args: "TrainingArguments"
     plan: Plan
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.args.output_dir or ".")
+    folder: Path
 
 
 @dataclass
@@ -68,7 +65,7 @@ def train_phases(
     """
     from hf_efficient.before_after import BeforeAfter  # report and plots are only loaded by trainings that use them
 
-    dense, main = _phases(trainer, plan)
+    dense, main = _phases(trainer, plan, trial)
     start = _starting_point(dense, main, resume)
     plan.reset()
     model_init, trainer.model_init = trainer.model_init, None  # stock train() would start each phase from a new model
@@ -101,8 +98,10 @@ def train_phases(
     return output
 
 
-def _phases(trainer: Any, plan: Plan) -> tuple[Phase | None, Phase]:
-    main = Phase(MAIN, trainer.args, plan)
+def _phases(trainer: Any, plan: Plan, trial: Any) -> tuple[Phase | None, Phase]:
+    output = Path(trainer.args.output_dir)
+    trial_folder = Path(trainer._get_output_dir(trial)).relative_to(output)
+    main = Phase(MAIN, trainer.args, plan, output / trial_folder)
     epochs = getattr(trainer.args, "dense_epochs", 0)
     if not epochs:
         return None, main
@@ -118,10 +117,10 @@ def _phases(trainer: Any, plan: Plan) -> tuple[Phase | None, Phase]:
             "pass optimizer_cls_and_kwargs= instead"
         )
     args = copy.copy(trainer.args)
-    args.output_dir = os.path.join(trainer.args.output_dir, DENSE)
+    args.output_dir = str(output / DENSE)
     args.num_train_epochs, args.max_steps = epochs, -1
     args.push_to_hub = False  # the Hub gets the finished model
-    return Phase(DENSE, args, plan.before(Order.STRUCTURE)), main
+    return Phase(DENSE, args, plan.before(Order.STRUCTURE), output / DENSE / trial_folder), main
 
 
 def _starting_point(dense: Phase | None, main: Phase, resume: str | bool | None) -> _Start:

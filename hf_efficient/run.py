@@ -279,7 +279,7 @@ def _has_started(folder: Path) -> bool | str:
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else False
 
 
-def _pinning() -> dict[str, bool]:
+def _pinning() -> dict[str, Any]:
     """Pinned memory speeds copies to an accelerator up; without one, asking for it only warns."""
     return {"dataloader_pin_memory": torch.accelerator.is_available()}
 

@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import datasets
 import torch
@@ -21,7 +21,7 @@ from transformers.trainer_utils import TrainOutput, has_length
 from hf_efficient.checkpoint import load_state, load_weights, save_state
 from hf_efficient.errors import ConfigError
 from hf_efficient.optimization import Context, Optimization, overrides
-from hf_efficient.phase import Phase, train_phases
+from hf_efficient.phase import MAIN, Phase, train_phases
 from hf_efficient.plan import Plan, build_optimizations
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class EfficientMixin(_Base):
         """Stock `push_to_hub`; after optimizations ran, of the finished model's folder alone."""
         args = self.args
         if self.finished is not None:  # output_dir also holds the dense phase and the decisions
-            kwargs.setdefault("model_name", Path(args.hub_model_id or args.output_dir).name)
+            kwargs.setdefault("model_name", Path(args.hub_model_id or str(args.output_dir)).name)
             self.args = copy.copy(args)
             self.args.output_dir = str(self.finished)
         try:
@@ -110,7 +110,7 @@ class EfficientMixin(_Base):
         return Context(
             args=self.args,
             model=self.model,
-            folder=Path(folder or self.args.output_dir),
+            folder=Path(folder or str(self.args.output_dir)),
             resuming=resuming,
             calibration=self._calibration_batches,
         )
@@ -124,7 +124,8 @@ class EfficientMixin(_Base):
         if not has_length(dataset):
             return [example for _, example in zip(range(count), dataset, strict=False)]
         generator = torch.Generator().manual_seed(self.args.seed)
-        return [dataset[index] for index in torch.randperm(len(dataset), generator=generator)[:count].tolist()]
+        order = torch.randperm(len(dataset), generator=generator)[:count].tolist()
+        return [dataset[index] for index in order]  # type: ignore[index]
 
     def collate(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
         """A batch of ``examples`` as training builds it, on the CPU."""
@@ -186,6 +187,10 @@ class EfficientMixin(_Base):
         model.train()
         return not torch.isclose(once, twice)
 
+    def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
+        if self.phase is None or self.phase.name == MAIN:  # the dense phase counts the same steps
+            super()._report_to_hp_search(trial, step, metrics)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.phase is None:
@@ -204,13 +209,13 @@ class EfficientMixin(_Base):
                 "optimizations to resume from it"
             )
         if self._loads_plainly():
-            load_weights(self.model, resume_from_checkpoint)
+            load_weights(cast(PreTrainedModel, self.model), resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         if self._loads_plainly() and self.state.best_model_checkpoint is not None:
-            load_weights(self.model, self.state.best_model_checkpoint)
+            load_weights(cast(PreTrainedModel, self.model), self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
 

@@ -16,7 +16,7 @@ def renumber(stack: nn.ModuleList) -> None:
     for index, layer in enumerate(stack):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                module.layer_idx = index  # type: ignore[assignment]
 
 
 def majority_share(labels: torch.Tensor) -> float:

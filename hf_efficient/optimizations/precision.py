@@ -45,7 +45,7 @@ class Precision(Optimization):
 
     def configure(self, args: "TrainingArguments") -> "TrainingArguments":
         self._chosen, self._reason = (self.dtype, "as set") if self.dtype != "auto" else _choose(args)
-        wanted = {"fp16": self._chosen == "fp16", "bf16": self._chosen == "bf16"}
+        wanted: dict[str, Any] = {"fp16": self._chosen == "fp16", "bf16": self._chosen == "bf16"}
         if wanted == {"fp16": args.fp16, "bf16": args.bf16}:
             if self.dtype != "auto":
                 warnings.warn(
