@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from hf_efficient.checkpoint import keep_shapes_of_layers
 from hf_efficient.errors import ConfigError
 from hf_efficient.functional.structured import keep_layers, renumber
 
@@ -78,6 +79,7 @@ def cut_layers(model: "PreTrainedModel", stack: LayerStack, indices: Sequence[in
     layers = keep_layers(layers_of(model, stack), indices)
     renumber(layers)
     replace_layers(model, stack, layers)
+    keep_shapes_of_layers(model, stack.path, indices)
     for name in stack.per_layer:
         values = getattr(model.config, name)
         setattr(model.config, name, [values[index] for index in indices])

@@ -12,7 +12,7 @@ fields can express (fewer layers) writes no manifest: such a checkpoint needs no
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -127,6 +127,22 @@ def record_shapes(model: "PreTrainedModel", shapes: Shapes) -> None:
     known = shapes_of(model.config)
     merged = {path: {**known.get(path, {}), **shapes.get(path, {})} for path in {**known, **shapes}}
     model.config.quantization_config = ManifestConfig(modules=merged)
+
+
+def keep_shapes_of_layers(model: "PreTrainedModel", stack: str, kept: Sequence[int]) -> None:
+    """Let the manifest follow a cut of the layers at path ``stack``: entry ``kept[i]`` becomes entry i, others go."""
+    shapes: dict[str, dict[str, int]] = {}
+    for path, sizes in shapes_of(model.config).items():
+        if path.startswith(f"{stack}."):
+            index, _, rest = path.removeprefix(f"{stack}.").partition(".")
+            if int(index) not in kept:
+                continue
+            path = f"{stack}.{kept.index(int(index))}.{rest}"
+        shapes[path] = sizes
+    if shapes:
+        model.config.quantization_config = ManifestConfig(modules=shapes)
+    elif shapes_of(model.config):
+        del model.config.quantization_config
 
 
 def shapes_of(config: "PreTrainedConfig") -> dict[str, dict[str, int]]:

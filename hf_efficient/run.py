@@ -265,7 +265,7 @@ class _Job:
         """Size, latency and memory of a saved model on real inputs."""
         count = min(MEASURED_EXAMPLES, len(self.encoded[self.judged]))
         chosen = self.data[self.judged].shuffle(seed=self.recipe.seed).select(range(count))
-        examples = [{k: v for k, v in row.items() if k != "labels"} for row in self.task.encode(chosen)]
+        examples = list(self.task.encode(chosen))
         model, collate = self.task.load_model(str(path)), self.task.collator()
         raw = [self.task.raw(row) for row in chosen]
         timing = measure(TorchRuntime(model), examples, collate, preprocess=self.task.preprocess, raw=raw)

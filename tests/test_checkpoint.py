@@ -12,8 +12,18 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification, BertTokenizerFast, Trainer, TrainingArguments
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
+from hf_efficient.blocks import cut_layers, layer_stacks
 from hf_efficient.checkpoint import (
     FORMAT_VERSION,
     ManifestConfig,
@@ -40,6 +50,30 @@ def narrow(tmp_path: Path) -> tuple[Any, Path]:
     return model, tmp_path / "narrow"
 
 
+def layer_cut() -> Any:
+    """A model that had four layers and has the first and the third."""
+    set_seed(0)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 8}
+    model = BertForSequenceClassification(BertConfig(vocab_size=16, num_hidden_layers=4, num_labels=3, **sizes)).eval()
+    cut_layers(model, *layer_stacks(model), [0, 2])
+    return model
+
+
+def narrow_and_cut() -> Any:
+    """A model with a manifest that lost its first layer afterwards."""
+    model = make.model()
+    cut_layers(model, *layer_stacks(model), [1])
+    return model
+
+
+@pytest.fixture(params=[make.model, layer_cut, narrow_and_cut], ids=["narrow", "layer cut", "narrow and cut"])
+def changed(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Any, Path]:
+    """A model whose shapes were changed, and the folder it is saved in."""
+    model = request.param()
+    model.save_pretrained(tmp_path / "changed")
+    return model, tmp_path / "changed"
+
+
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(make.INPUT, make.MASK).logits
@@ -56,8 +90,8 @@ def test_golden_checkpoint_loads_to_the_same_logits(folder: Path) -> None:
     assert loaded.bert.encoder.layer[0].intermediate.dense.out_features == 12
 
 
-def test_loads_in_a_fresh_process(narrow: tuple[Any, Path]) -> None:
-    model, folder = narrow
+def test_loads_in_a_fresh_process(changed: tuple[Any, Path]) -> None:
+    model, folder = changed
     code = (
         "import sys, hf_efficient; from transformers import AutoModelForSequenceClassification as A;"
         "from tests.golden.make import INPUT, MASK;"
@@ -67,16 +101,42 @@ def test_loads_in_a_fresh_process(narrow: tuple[Any, Path]) -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == logits(model).tolist()
 
 
-def test_fails_loudly_without_the_import(narrow: tuple[Any, Path]) -> None:
-    code = "import sys; from transformers import AutoModel; AutoModel.from_pretrained(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", code, str(narrow[1])], capture_output=True, text=True, check=False)
+LOAD = """
+import sys
+from transformers import AutoModelForSequenceClassification as A
+from transformers.utils import logging
+import torch
+logging.disable_progress_bar()
+print(A.from_pretrained(sys.argv[1])(*torch.tensor(eval(sys.argv[2]))).logits.tolist())
+"""
+
+
+def load_without_the_import(folder: Path) -> subprocess.CompletedProcess:
+    inputs = str([make.INPUT.tolist(), make.MASK.tolist()])
+    return subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder), inputs], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("model", [make.model, narrow_and_cut])
+def test_manifest_fails_loudly_without_the_import(model: Any, tmp_path: Path) -> None:
+    model().save_pretrained(tmp_path)
+    done = load_without_the_import(tmp_path)
     assert done.returncode == 1
     assert "hf_efficient" in done.stderr
     assert "mismatch" in done.stderr.lower()
 
 
-def test_loads_as_the_bare_encoder(narrow: tuple[Any, Path]) -> None:
-    model, folder = narrow
+def test_fewer_layers_need_no_import(tmp_path: Path) -> None:
+    model = layer_cut()
+    model.save_pretrained(tmp_path)
+    done = load_without_the_import(tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1]) == logits(model).tolist()
+    assert "hf_efficient" not in done.stderr
+
+
+def test_loads_as_the_bare_encoder(changed: tuple[Any, Path]) -> None:
+    model, folder = changed
     encoder = AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         expected = model.bert(make.INPUT, make.MASK).last_hidden_state
@@ -84,35 +144,35 @@ def test_loads_as_the_bare_encoder(narrow: tuple[Any, Path]) -> None:
 
 
 class TestReloadedIsOrdinary:
-    def test_nothing_says_quantized(self, narrow: tuple[Any, Path]) -> None:
-        loaded = AutoModelForSequenceClassification.from_pretrained(narrow[1])
+    def test_nothing_says_quantized(self, changed: tuple[Any, Path]) -> None:
+        loaded = AutoModelForSequenceClassification.from_pretrained(changed[1])
         assert not loaded.is_quantized
         assert not hasattr(loaded, "hf_quantizer")
         assert not hasattr(loaded, "quantization_method")
 
-    def test_half_and_bfloat16(self, narrow: tuple[Any, Path]) -> None:
-        model, folder = narrow
+    def test_half_and_bfloat16(self, changed: tuple[Any, Path]) -> None:
+        model, folder = changed
         loaded = AutoModelForSequenceClassification.from_pretrained(folder)
         torch.testing.assert_close(logits(loaded.bfloat16()).float(), logits(model), rtol=0.1, atol=0.1)
         assert loaded.half().dtype == torch.float16
         assert AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
 
-    def test_saves_again(self, narrow: tuple[Any, Path], tmp_path: Path) -> None:
-        model, folder = narrow
+    def test_saves_again(self, changed: tuple[Any, Path], tmp_path: Path) -> None:
+        model, folder = changed
         AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path / "again")
         again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
         assert torch.equal(logits(again), logits(model))
         saved = [json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "again")]
-        assert saved[0]["quantization_config"] == saved[1]["quantization_config"]
+        assert saved[0] == saved[1]
 
-    def test_copies(self, narrow: tuple[Any, Path]) -> None:
-        model, folder = narrow
+    def test_copies(self, changed: tuple[Any, Path]) -> None:
+        model, folder = changed
         assert torch.equal(
             logits(copy.deepcopy(AutoModelForSequenceClassification.from_pretrained(folder))), logits(model)
         )
 
-    def test_trains_with_the_stock_trainer(self, narrow: tuple[Any, Path], tmp_path: Path) -> None:
-        loaded = AutoModelForSequenceClassification.from_pretrained(narrow[1])
+    def test_trains_with_the_stock_trainer(self, changed: tuple[Any, Path], tmp_path: Path) -> None:
+        loaded = AutoModelForSequenceClassification.from_pretrained(changed[1])
         before = copy.deepcopy(loaded.state_dict())
         examples = text_examples(16)
         for example in examples.examples:
@@ -125,12 +185,12 @@ class TestReloadedIsOrdinary:
         reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "checkpoint-4")
         assert torch.equal(reloaded.state_dict()[key], loaded.state_dict()[key])
 
-    def test_takes_peft_adapters(self, narrow: tuple[Any, Path], tmp_path: Path) -> None:
+    def test_takes_peft_adapters(self, changed: tuple[Any, Path], tmp_path: Path) -> None:
         peft = pytest.importorskip("peft")
-        loaded = AutoModelForSequenceClassification.from_pretrained(narrow[1])
+        loaded = AutoModelForSequenceClassification.from_pretrained(changed[1])
         adapted = peft.get_peft_model(loaded, peft.LoraConfig(r=2, target_modules=["query", "value"]))
         torch.nn.init.ones_(
-            adapted.base_model.model.bert.encoder.layer[1].attention.self.query.lora_B["default"].weight
+            adapted.base_model.model.bert.encoder.layer[-1].attention.self.query.lora_B["default"].weight
         )
         expected = logits(adapted)
         merged = adapted.merge_and_unload()
@@ -139,10 +199,10 @@ class TestReloadedIsOrdinary:
         reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
         torch.testing.assert_close(logits(reloaded), expected)
 
-    def test_works_in_a_pipeline(self, narrow: tuple[Any, Path]) -> None:
+    def test_works_in_a_pipeline(self, changed: tuple[Any, Path]) -> None:
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]
-        BertTokenizerFast(vocab={word: index for index, word in enumerate(words)}).save_pretrained(narrow[1])
-        classify = transformers.pipeline("text-classification", model=str(narrow[1]), device="cpu")
+        BertTokenizerFast(vocab={word: index for index, word in enumerate(words)}).save_pretrained(changed[1])
+        classify = transformers.pipeline("text-classification", model=str(changed[1]), device="cpu")
         assert 0 < classify("a b c")[0]["score"] < 1
 
 

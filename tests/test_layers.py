@@ -8,11 +8,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
     {"settings", "files", "machine"},
-    {"functional"},
+    {"functional", "checkpoint"},
     {"blocks", "data"},
     {"optimization", "timing"},
     {"measure"},
-    {"plan", "checkpoint", "report", "picture"},
+    {"plan", "report", "picture"},
     {"arguments", "before_after"},
     {"phase"},
     {"trainer", "task", "recipe"},
