@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments, __version__
 from hf_efficient.files import write_json
@@ -55,7 +62,9 @@ def trainer(cls: type[Trainer], args_class: type[TrainingArguments], folder: str
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    return cls(BertForSequenceClassification(config), args, train_dataset=Sentences())
+    made = cls(BertForSequenceClassification(config), args, train_dataset=Sentences())
+    made.remove_callback(PrinterCallback)
+    return made
 
 
 def seconds(one: Trainer) -> float:
