@@ -192,16 +192,14 @@ def _run(trainer: Any, phase: Phase, start: _Start, stock_train: Callable[..., T
 
 
 def _restore(plan: Plan, checkpoint: str) -> None:
-    state = load_state(checkpoint)
-    if state is not None:
-        plan.load_state_dict(state["optimizations"])
-        return
-    changing = plan.overriding("prepare_model")
-    if changing:
-        raise ConfigError(
-            f"{checkpoint} was written without {changing[0].name}, so it cannot be resumed with it; start a new "
-            "training from its weights instead (model=AutoModel...from_pretrained(checkpoint))"
-        )
+    states = (load_state(checkpoint) or {"optimizations": {}})["optimizations"]
+    for optimization in plan.overriding("prepare_model"):
+        if optimization.name not in states:
+            raise ConfigError(
+                f"{checkpoint} was written without {optimization.name}, so it cannot be resumed with it; start a new "
+                "training from its weights instead (model=AutoModel...from_pretrained(checkpoint))"
+            )
+    plan.load_state_dict(states)
 
 
 def _check_optimizer(trainer: Any) -> None:

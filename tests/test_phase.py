@@ -120,6 +120,12 @@ class TestResume:
         with pytest.raises(ConfigError, match="from_pretrained"):
             trainer(tmp_path, optimizations=CUT).train(resume_from_checkpoint=True)
 
+    def test_of_a_checkpoint_of_other_optimizations_is_refused(self, tmp_path: Path) -> None:
+        precision = {"precision": {"dtype": "bf16"}}
+        trainer(tmp_path, optimizations=precision).train()
+        with pytest.raises(ConfigError, match="was written without structured_pruning"):
+            trainer(tmp_path, optimizations={**precision, **CUT}).train(resume_from_checkpoint=True)
+
     def test_without_any_checkpoint(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="No valid checkpoint"):
             trainer(tmp_path, optimizations=CUT).train(resume_from_checkpoint=True)
