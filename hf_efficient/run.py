@@ -95,6 +95,8 @@ def run(
         recipe = Recipe.load(recipe, overrides)
     elif overrides:
         raise ConfigError("overrides go with a recipe's name or path, not with a Recipe object")
+    else:
+        recipe.check()  # `load` has done so for the others
     folder = None
     if resume:
         folder = newest_unfinished(Path(runs), recipe.name)
@@ -148,7 +150,6 @@ class _Job:
 
     @classmethod
     def prepare(cls, recipe: Recipe) -> "_Job":
-        recipe.check()
         task_class = get_task(recipe.task)
         settings = parse(task_class.data_settings, recipe.data, "data")
         data = load(settings, seed=recipe.seed)
@@ -216,12 +217,12 @@ class _Job:
         if trainer.finished is None:
             save_final(trainer, folder)
         if PartialState().is_main_process:
-            for checkpoint in folder.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
             training = {**training_figures(output), "peak_memory_mb": memory.peak_mb}
             changes = Plan(trainer.optimizations).describe()
             history = trainer.state.log_history
             write_json(folder / STAGE_FILE, {"training": training, "changes": changes, "history": history})
+            for checkpoint in folder.glob("checkpoint-*"):  # only now that nothing resumes from them
+                shutil.rmtree(checkpoint)
         PartialState().wait_for_everyone()
 
     def metrics(self, before: Path, after: Path, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
