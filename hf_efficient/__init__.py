@@ -30,6 +30,7 @@ _PUBLIC = {
     "EfficientSeq2SeqTrainingArguments": "arguments",
     "EfficientTrainer": "trainer",
     "EfficientTrainingArguments": "arguments",
+    "LengthBatching": "optimizations.length_batching",
     "Measurement": "measure",
     "MissingDependencyError": "errors",
     "NoEffectWarning": "errors",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from hf_efficient.measure import Measurement as Measurement
     from hf_efficient.optimization import Optimization as Optimization
     from hf_efficient.optimization import Order as Order
+    from hf_efficient.optimizations.length_batching import LengthBatching as LengthBatching
     from hf_efficient.optimizations.precision import Precision as Precision
     from hf_efficient.optimizations.structured_pruning import StructuredPruning as StructuredPruning
     from hf_efficient.plan import Plan as Plan

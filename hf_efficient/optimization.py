@@ -8,6 +8,7 @@ Where its methods stand in the training of one phase (stock events abridged)::
     train():
         dataset = prepare_data(dataset)
         model = prepare_model(model, context)     before the optimizer exists
+        sampler = batch_sampler(lengths, args)
         on_train_begin
         for epoch:
             on_epoch_begin
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import TrainingArguments
+    from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 
 class Order(IntEnum):
@@ -125,6 +127,27 @@ class Optimization(TrainerCallback):
         """The training set to use in this phase."""
         return dataset
 
+    def batch_sampler(
+        self, lengths: "torch.Tensor | None", args: "TrainingArguments"
+    ) -> "BatchRebalanceSampler | None":
+        """This process's batches of the training set, as many in every epoch; None leaves them to the stock Trainer.
+
+        The trainer weights a batch by what it holds, so that each example, or each labelled token where the loss is a
+        mean over tokens, counts the same in batches of any size.
+
+        Args:
+            lengths: tokens of each example, shape (examples,); None where examples have no length of their own.
+        """
+        return None
+
+    def evaluation_order(self, lengths: "torch.Tensor") -> "torch.Tensor | None":
+        """Indices (examples,) in the order in which to evaluate, None for the data's; results come back in the data's.
+
+        Args:
+            lengths: tokens of each example, shape (examples,).
+        """
+        return None
+
     def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
         """The model to train in this phase. Raise or warn `NoEffectWarning` rather than silently do nothing."""
         return model
@@ -177,7 +200,15 @@ class Optimization(TrainerCallback):
             )
 
 
-EFFICIENT_METHODS = ("configure", "prepare_data", "prepare_model", "loss", "finalize")
+EFFICIENT_METHODS = (
+    "configure",
+    "prepare_data",
+    "batch_sampler",
+    "evaluation_order",
+    "prepare_model",
+    "loss",
+    "finalize",
+)
 
 
 def overrides(optimization: Optimization, method: str) -> bool:

@@ -168,7 +168,7 @@ def _active(trainer: Any, phase: Phase) -> Iterator[None]:
     for optimization in waiting:
         handler.remove_callback(optimization)
     trainer.args, trainer.phase = phase.args, phase
-    if phase.plan.overriding("loss"):
+    if phase.plan.overriding("loss") or phase.plan.overriding("batch_sampler"):
         trainer.compute_loss = functools.partial(trainer.loss_with_optimizations, trainer.compute_loss)
     try:
         if phase.plan.overriding("prepare_data"):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 OPTIMIZATIONS = {
+    "length_batching": "hf_efficient.optimizations.length_batching:LengthBatching",
     "precision": "hf_efficient.optimizations.precision:Precision",
     "structured_pruning": "hf_efficient.optimizations.structured_pruning:StructuredPruning",
 }

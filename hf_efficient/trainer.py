@@ -1,8 +1,8 @@
 """EfficientTrainer: `transformers.Trainer` that runs optimizations; with none listed it is stock, bit for bit.
 
-The mixin changes five seams of Trainer and nothing else: `__init__` (optimizations see the arguments before Accelerate
-does), `train` (phases), `add_callback`, and the two ends of a checkpoint. Hooks that no optimization overrides are
-never called.
+The mixin changes these seams of Trainer and nothing else: `__init__` (optimizations see the arguments before Accelerate
+does), `train` (phases), `add_callback`, samplers and loss (`hf_efficient.batches`), and the two ends of a checkpoint.
+Hooks that no optimization overrides are never called.
 """
 
 import copy
@@ -18,10 +18,11 @@ from torch import nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, has_length
 
+from hf_efficient.batches import BatchMixin
 from hf_efficient.checkpoint import load_state, load_weights, save_state
 from hf_efficient.errors import ConfigError
 from hf_efficient.optimization import Context, Optimization, overrides
-from hf_efficient.phase import MAIN, Phase, train_phases
+from hf_efficient.phase import MAIN, train_phases
 from hf_efficient.plan import Plan, build_optimizations
 
 if TYPE_CHECKING:
@@ -32,16 +33,11 @@ else:
     _Base = object
 
 
-class EfficientMixin(_Base):
+class EfficientMixin(BatchMixin, _Base):
     """What makes a Trainer class efficient; `efficient(TrainerClass)` puts it in front of any of them."""
 
     report: "Report | None" = None
     """Before and after, measured; filled by `train` when optimizations ran."""
-
-    phase: Phase | None = None
-    """The phase that `train` is in."""
-
-    _counts_items: bool | None = None
 
     finished: Path | None = None
     """Folder of the finished model, once `train` has run optimizations."""
@@ -138,54 +134,6 @@ class EfficientMixin(_Base):
             raise ConfigError("calibration needs training data, but train_dataset is empty or missing")
         starts = range(0, len(examples), size)
         return [self._prepare_inputs(self.collate(examples[start : start + size])) for start in starts]
-
-    def loss_with_optimizations(
-        self,
-        stock_loss: Any,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """Stands in for `compute_loss` during a phase whose optimizations change the loss.
-
-        It wraps whatever `compute_loss` the class has, so a subclass's own loss keeps its effect and is extended once.
-        """
-        if self.phase is None or not model.training:  # evaluation loss stays comparable
-            return stock_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
-        given = dict(inputs)  # stock pops the labels under label smoothing
-        scale = self._loss_scale(stock_loss, model, given, num_items_in_batch)
-        loss, outputs = stock_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        loss = self.phase.plan.loss(loss, given, outputs, scale)
-        return (loss, outputs) if return_outputs else loss
-
-    def _loss_scale(
-        self, stock_loss: Any, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
-    ) -> Any:
-        """From a mean over the micro-batch to the units of stock's loss (`Optimization.loss`)."""
-        if num_items_in_batch is None or "labels" not in inputs:
-            return 1.0
-        if self._counts_items is None:
-            self._counts_items = self._loss_counts_items(stock_loss, model, inputs, num_items_in_batch)
-        scale: Any = 1.0
-        if self._counts_items:
-            labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
-            scale = labels.ne(-100).sum() / num_items_in_batch
-        # Stock multiplies by the number of processes last, because DDP averages; a user's own loss does not
-        averaged = self.args.average_tokens_across_devices and type(self).compute_loss is Trainer.compute_loss
-        return scale * self.accelerator.num_processes if averaged else scale
-
-    @torch.no_grad()
-    def _loss_counts_items(self, stock_loss: Any, model: nn.Module, inputs: dict[str, Any], items: Any) -> bool:
-        """Whether the loss divides by the number of items of the whole accumulated batch.
-
-        Nothing declares it: several models take `num_items_in_batch` and return the micro-batch's mean all the same. So
-        try: only a loss that counts halves when there are twice as many.
-        """
-        model.eval()  # no dropout, so no random numbers are used up
-        once, twice = (stock_loss(model, dict(inputs), num_items_in_batch=items * times) for times in (1, 2))
-        model.train()
-        return not torch.isclose(once, twice)
 
     def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
         if self.phase is None or self.phase.name == MAIN:  # the dense phase counts the same steps

@@ -15,6 +15,7 @@ LAYERS = [
     {"plan", "report", "picture"},
     {"arguments", "before_after"},
     {"phase"},
+    {"batches"},
     {"trainer", "task", "recipe"},
     {"run"},
     {"cli"},

@@ -20,6 +20,7 @@ from hf_efficient import (
     StructuredPruning,
     efficient,
 )
+from hf_efficient.batches import BatchMixin
 from hf_efficient.optimization import EFFICIENT_METHODS
 from tests.test_parity import Own, build, train, without_clock
 from tests.tiny import Examples
@@ -234,7 +235,7 @@ class TestEfficient:
             """My trainer."""
 
         cls = efficient(Mine)
-        assert cls.__mro__[1:3] == (EfficientMixin, Mine)
+        assert cls.__mro__[1:4] == (EfficientMixin, BatchMixin, Mine)
         assert cls.__name__ == "EfficientMine"
         assert efficient(Mine) is cls
         assert efficient(cls) is cls

@@ -1,0 +1,82 @@
+"""Batches of examples of similar length: less padding, the same cost for each batch."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+
+def length_batches(
+    lengths: torch.Tensor, steps: int, per_step: int, windows: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Put every example into one of ``steps * per_step`` batches, in random order.
+
+    Examples are shuffled and split into windows; within a window they are sorted by length and cut where the batches
+    come out equally expensive (see `equal_cost`). So short examples stand in large batches, and which examples meet in
+    a batch is random as far as windows and ties in length allow.
+
+    Args:
+        lengths: tokens of each example, shape (examples,), at least 1.
+        steps: groups of batches; the batches of a group come from one window, and groups are shuffled.
+        per_step: batches in a group: processes times gradient accumulation.
+        windows: at most this many windows, each of at least one step.
+        generator: decides order and windows; the same seed gives the same batches.
+
+    Returns:
+        lists of example indices, none empty; the batches ``[k * per_step, (k + 1) * per_step)`` are step k.
+
+    Raises:
+        ValueError: fewer examples than batches.
+    """
+    if len(lengths) < steps * per_step:
+        raise ValueError(f"{steps * per_step} batches need as many examples, got {len(lengths)}")
+    order = torch.randperm(len(lengths), generator=generator)
+    windows = max(1, min(windows, steps))
+    groups = []
+    for window in range(windows):
+        first, last = (steps * edge // windows for edge in (window, window + 1))
+        inside = order[len(order) * first // steps : len(order) * last // steps]
+        by_length = inside[torch.argsort(lengths[inside], descending=True, stable=True)]
+        edges = equal_cost(lengths[by_length].tolist(), (last - first) * per_step)
+        batches = [by_length[start:stop].tolist() for start, stop in itertools.pairwise(edges)]
+        groups += [batches[start : start + per_step] for start in range(0, len(batches), per_step)]
+    return [batch for index in torch.randperm(len(groups), generator=generator).tolist() for batch in groups[index]]
+
+
+def equal_cost(lengths: Sequence[int], batches: int) -> list[int]:
+    """Edges that cut ``lengths`` into ``batches`` runs whose greatest cost is as small as can be.
+
+    A run costs what it takes padded: its number of examples times its longest.
+
+    Args:
+        lengths: descending.
+        batches: at most as many as ``lengths``.
+
+    Returns:
+        ``batches + 1`` ascending indices from 0 to ``len(lengths)``.
+    """
+    low, high = lengths[0] - 1, lengths[0] * len(lengths)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if len(_runs(lengths, middle)) - 1 <= batches:
+            high = middle
+        else:
+            low = middle
+    edges = _runs(lengths, high)
+    while len(edges) - 1 < batches:  # fewer would do: halve the run with the most examples
+        at = max(range(len(edges) - 1), key=lambda index: edges[index + 1] - edges[index])
+        edges.insert(at + 1, (edges[at] + edges[at + 1]) // 2)
+    return edges
+
+
+def _runs(lengths: Sequence[int], budget: int) -> list[int]:
+    """Edges of the fewest runs that cost at most ``budget`` each, which is at least ``lengths[0]``."""
+    edges = [0]
+    while edges[-1] < len(lengths):
+        edges.append(min(len(lengths), edges[-1] + budget // lengths[edges[-1]]))
+    return edges
+
+
+def padded_tokens(lengths: torch.Tensor, batches: Sequence[Sequence[int]]) -> int:
+    """Tokens that ``batches`` take when each is padded to its longest example."""
+    return sum(len(batch) * int(lengths[list(batch)].max()) for batch in batches)
