@@ -32,7 +32,6 @@ def cases(processes: int) -> dict[str, Any]:
         # Adam would blow rounding noise up wherever the true gradient is zero (a key's bias)
         "optim": "sgd",
         "learning_rate": 0.3,
-        "max_grad_norm": 0,
     }
 
     def stock(folder: Path) -> Any:

@@ -87,7 +87,12 @@ ROWS = {
         {"train_sampling_strategy": "random"},
         idle_on=("vision",),
         # the tiny classifier's loss ignores the number of items, so that stock adds micro-batches up: half the rate
-        one_process={"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.15},
+        one_process={
+            "gradient_accumulation_steps": 2,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 0.15,
+            "max_grad_norm": 2.0,
+        },
     ),
     "precision": Row({"dtype": "bf16"}, {"dtype": "fp32"}, computes_in_bf16),
     "structured_pruning": Row(
