@@ -1,19 +1,14 @@
-"""Time per step of EfficientTrainer with everything off, against the stock Trainer: `python -m benchmarks.overhead`.
+"""Time per step of EfficientTrainer with everything off, against the stock Trainer.
 
-Both trainers live in one process on the same data and take turns training `STEPS` steps; a pair's ratio cancels the
-machine's drift. The claim `ratio` is the median over pairs; it should be at most 1.02.
+Both trainers live in one process on the same random sentences and a small BERT, so that a step is short and overhead
+shows. They take turns training; a pair's ratio cancels the machine's drift.
 """
 
-import argparse
-import json
-import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -23,12 +18,10 @@ from transformers import (
     set_seed,
 )
 
-from hf_efficient import EfficientTrainer, EfficientTrainingArguments, __version__
-from hf_efficient.files import write_json
-from hf_efficient.machine import machine, measurement_lock
+from benchmarks.harness import Bench, main
+from hf_efficient import EfficientTrainer, EfficientTrainingArguments
+from hf_efficient.machine import measurement_lock
 
-TARGET = 1.02
-RESULT = Path(__file__).parent / "results" / "overhead.json"
 STEPS, BATCH, LENGTH = 40, 8, 16
 
 
@@ -76,7 +69,7 @@ def seconds(one: Trainer) -> float:
 def ratios(pairs: int) -> list[float]:
     """Ours over stock, pair by pair; who goes first alternates."""
     found = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, measurement_lock():
         stock = trainer(Trainer, TrainingArguments, f"{folder}/stock")
         ours = trainer(EfficientTrainer, EfficientTrainingArguments, f"{folder}/ours")
         for warm in (stock, ours):
@@ -88,26 +81,14 @@ def ratios(pairs: int) -> list[float]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="fewer pairs, nothing written to results/")
-    options = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    with measurement_lock():
-        found = ratios(10 if options.quick else 60)
-    quartiles = statistics.quantiles(found, n=4)
-    claim = {
-        "name": "ratio",
-        "value": round(statistics.median(found), 4),
-        "unit": "time per step of EfficientTrainer with everything off / stock Trainer",
-        "target": f"<= {TARGET}",
-        "repeats": len(found),
-        "spread": [round(quartiles[0], 4), round(quartiles[2], 4)],
-    }
-    print(json.dumps(claim, indent=2))
-    if not options.quick:
-        write_json(RESULT, {"claims": [claim], "machine": machine(), "versions": {"hf_efficient": __version__}})
+def body(bench: Bench) -> None:
+    pairs = 10 if bench.quick else 60
+    found = bench.cell({"pairs": pairs}, lambda: {"ratios": ratios(pairs)})["ratios"]
+    bench.claim("ratio", found, "time per step of EfficientTrainer with everything off / stock Trainer", "<= 1.02")
 
 
 if __name__ == "__main__":
-    main()
+    import hf_efficient.batches
+    import hf_efficient.trainer
+
+    main("overhead", body, [hf_efficient.batches, hf_efficient.trainer])
