@@ -12,7 +12,7 @@ LAYERS = [
     {"blocks", "data"},
     {"optimization", "timing"},
     {"measure"},
-    {"plan", "report", "picture"},
+    {"plan", "report", "picture", "wording"},
     {"arguments", "before_after"},
     {"phase"},
     {"trainer", "task", "recipe"},
