@@ -246,13 +246,13 @@ class Report:
             lines += ["", "## Notes", "", *(f"- {escaped(note)}" for note in self.notes)]
         return "\n".join(lines) + "\n"
 
-    def markdown_table(self) -> list[str]:
-        """The rows as lines of a GitHub table."""
+    def markdown_table(self, rows: Sequence[Row] | None = None) -> list[str]:
+        """``rows``, or all, as lines of a GitHub table."""
         lines = [
             "| " + " | ".join(["", *self.sides, "Change"]).lstrip() + " |",
             "|:---" + "|---:" * (len(self.sides) + 1) + "|",
         ]
-        return [*lines, *("| " + " | ".join(map(escaped, row.cells)) + " |" for row in self.rows())]
+        return [*lines, *("| " + " | ".join(map(escaped, row.cells)) + " |" for row in rows or self.rows())]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
