@@ -101,7 +101,7 @@ def card(folder: str | Path, report: Report, about: About) -> ModelCard:
 
 
 def pipeline_task(config: PreTrainedConfig | None) -> str | None:
-    """Name on the Hub and in `transformers.pipeline` of the task that the class in ``config`` is for; None if unknown."""
+    """Name, for the Hub and `transformers.pipeline`, of the task of the class in ``config``; None if unknown."""
     names = set((config and config.architectures) or [])
     for task, classes in _TASKS.items():
         for name in classes.values():
