@@ -16,7 +16,7 @@ from hf_efficient.checkpoint import apply_shapes, record_shapes
 from hf_efficient.report import Report
 from tests.test_report import EXPORTED, report
 from tests.test_trainer import CUT, trainer
-from tests.tiny import text_model, vision_model
+from tests.tiny import image_model, text_model
 
 ABOUT = About(
     name="bank-intents",
@@ -138,7 +138,7 @@ class TestLoading:
         assert names["model"].config.num_hidden_layers == 3
 
     def test_without_a_processor_there_is_no_pipeline(self, tmp_path: Path) -> None:
-        vision_model().save_pretrained(tmp_path)
+        image_model().save_pretrained(tmp_path)
         found = written(tmp_path, report())
         assert found.data.pipeline_tag == "image-classification"
         assert "AutoModelForImageClassification" in code(found.text)
