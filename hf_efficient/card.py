@@ -188,7 +188,7 @@ def _introduction(report: Report, about: About, config: PreTrainedConfig | None,
         lines[-1] += f" Optimizations: {', '.join(done)}."
     told = [f"{row.label}: {row.ratio}" for row in report.rows() if row.plotted and row.ratio]
     if told:
-        lines += ["", f"Compared with the model before they changed it: {'; '.join(told)}."]
+        lines += ["", f"Compared with the model before: {'; '.join(told)}."]
     return "\n".join([*lines, *_classes(config)])
 
 

@@ -108,11 +108,12 @@ class EfficientMixin(_Base):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Stock `create_model_card`; where `train` left a card of ours, this adds to it, as it does in a push."""
+        if self.finished is None:
+            return super().create_model_card(*args, **kwargs)
         from hf_efficient.finished import complete_card
 
         given = inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments
-        if not complete_card(self, given):
-            super().create_model_card(*args, **kwargs)
+        return None if complete_card(self, given) else super().create_model_card(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Before the end, only checkpoints that were asked for: the model is not what it will be."""
