@@ -106,6 +106,7 @@ class EfficientMixin(_Base):
 
         return push_finished(self, commit_message, blocking, token, revision, private, kwargs)
 
+    @functools.wraps(Trainer.create_model_card, assigned=())  # the signature of whichever version is installed
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Stock `create_model_card`; where `train` left a card of ours, this adds to it, as it does in a push."""
         if self.finished is None:
