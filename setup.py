@@ -20,14 +20,16 @@ EXTRAS = {
     "search": ["optuna>=4.5"],
 }
 EXTRAS["test"] = [
+    "build",
     "pytest>=8",
     "psutil",
     "pillow",
+    "setuptools>=77",
     *EXTRAS["embedded"],
     *EXTRAS["peft"],
     *EXTRAS["search"],
 ]
-EXTRAS["dev"] = [*EXTRAS["test"], "ruff", "mypy", "types-PyYAML", "build"]
+EXTRAS["dev"] = [*EXTRAS["test"], "ruff", "mypy", "types-PyYAML"]
 
 setup(
     name="hf-efficient",

@@ -30,6 +30,7 @@ _PUBLIC = {
     "EfficientSeq2SeqTrainingArguments": "arguments",
     "EfficientTrainer": "trainer",
     "EfficientTrainingArguments": "arguments",
+    "HubError": "errors",
     "LengthBatching": "optimizations.length_batching",
     "Measurement": "measure",
     "MissingDependencyError": "errors",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from hf_efficient.errors import ConflictError as ConflictError
     from hf_efficient.errors import DataError as DataError
     from hf_efficient.errors import EfficientError as EfficientError
+    from hf_efficient.errors import HubError as HubError
     from hf_efficient.errors import MissingDependencyError as MissingDependencyError
     from hf_efficient.errors import NoEffectWarning as NoEffectWarning
     from hf_efficient.measure import Measurement as Measurement

@@ -20,6 +20,10 @@ class DataError(EfficientError, ValueError):
     """A data set that cannot be read or does not fit the task."""
 
 
+class HubError(EfficientError, OSError):
+    """A model that did not get to the Hub."""
+
+
 class MissingDependencyError(EfficientError, ImportError):
     """An optional package that the request needs is not installed."""
 

@@ -107,14 +107,14 @@ class Measurement(Timing):
     """A model's size and speed.
 
     Attributes:
-        parameters: shared ones counted once.
-        nonzero_parameters: those that are not exactly zero.
+        parameters: shared ones counted once; None where the format does not tell, as for an exported model.
+        nonzero_parameters: those that are not exactly zero; None as above.
         bytes_on_disk: weight files of the saved model; of a model that was not saved, `state_bytes`.
         peak_memory_mb: see the function of that name; None when not measured.
     """
 
-    parameters: int
-    nonzero_parameters: int
+    parameters: int | None
+    nonzero_parameters: int | None
     bytes_on_disk: int
     peak_memory_mb: dict[str, float] | None = None
 

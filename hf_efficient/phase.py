@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from hf_efficient.checkpoint import load_state, load_weights
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import atomic_folder
+from hf_efficient.hub import remove_local_names
 from hf_efficient.optimization import Order
 from hf_efficient.plan import Plan
 
@@ -63,7 +64,9 @@ def train_phases(
     Returns:
         the main phase's output; metrics of a dense phase that ran before it carry the prefix ``dense_``.
     """
-    from hf_efficient.before_after import BeforeAfter  # report and plots are only loaded by trainings that use them
+    # report, plots and card are only loaded by trainings that use them
+    from hf_efficient.before_after import BeforeAfter
+    from hf_efficient.finished import write_final_card
 
     dense, main = _phases(trainer, plan, trial)
     start = _starting_point(dense, main, resume)
@@ -90,6 +93,7 @@ def train_phases(
             save_final(trainer, main.folder)
             trainer.finished = main.folder / FINAL
             trainer.report = comparison.report(plan, dense_output, output)
+            write_final_card(trainer)
     finally:
         trainer.model_init = model_init
     _push(trainer)
@@ -237,11 +241,13 @@ def _finish(trainer: Any, plan: Plan) -> None:
 
 
 def save_final(trainer: Any, folder: Path) -> None:
-    """The phase's finished model in `<folder>/final`, all of it or nothing."""
+    """The phase's finished model in `<folder>/final`, all of it or nothing, and fit to be given away."""
     target = folder / FINAL
     writing = atomic_folder(target) if trainer.args.should_save else contextlib.nullcontext(target)
     with writing as path:  # every process takes part: sharded weights have to be gathered
         trainer.save_model(str(path), _internal_call=True)
+        if trainer.args.should_save:
+            remove_local_names(path)
     trainer.accelerator.wait_for_everyone()
 
 

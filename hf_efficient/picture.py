@@ -1,4 +1,4 @@
-"""The picture of a report: one small chart per quantity, before beside after."""
+"""The picture of a report: one small chart per quantity, its sides beside each other."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-BEFORE_COLOUR, AFTER_COLOUR = "#A6AEB8", "#0072B2"  # grey and Okabe-Ito blue: told apart by lightness alone
+BEFORE_COLOUR, AFTER_COLOUR, EXPORTED_COLOUR = "#A6AEB8", "#0072B2", "#0B2A4A"  # told apart by lightness alone
 TEXT_COLOUR, MUTED_COLOUR = "#1F2328", "#57606A"
-PANEL_INCHES = 2.5
+PANEL_INCHES = {2: 2.5, 3: 3.0}
+"""Width of a panel by its number of bars."""
+
 LONG = 11
 """Characters on a bar that just leave a gap to those on the next one."""
 
@@ -22,31 +24,37 @@ class Panel:
     Attributes:
         label: the quantity.
         change: e.g. "2.1x faster".
-        texts: what is written on the bars, before and after.
+        texts: what is written on the bars: before, after and, where there is one, exported.
         values: their heights; None where not measured.
     """
 
     label: str
     change: str
-    texts: tuple[str, str]
-    values: tuple[float | None, float | None]
+    texts: tuple[str, ...]
+    values: tuple[float | None, ...]
 
 
-def before_after(title: str, panels: Sequence[Panel], footer: str = "") -> Figure:
-    """A figure of all ``panels`` in a row, drawn without pyplot: no window and no global state."""
-    figure = Figure(figsize=(PANEL_INCHES * max(len(panels), 2), 4.0), facecolor="white")
+def before_after(
+    title: str, panels: Sequence[Panel], sides: Sequence[str] = ("Before", "After"), footer: str = ""
+) -> Figure:
+    """A figure of all ``panels`` in a row, drawn without pyplot: no window and no global state.
+
+    Args:
+        sides: names of the bars of each panel.
+    """
+    figure = Figure(figsize=(PANEL_INCHES[len(sides)] * max(len(panels), 2), 4.0), facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=TEXT_COLOUR, parse_math=False)
     figure.supxlabel(footer, x=0.012, ha="left", fontsize=9, color=MUTED_COLOUR, parse_math=False)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw(axes, panel)
+        _draw(axes, panel, sides)
     return figure
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
+def _draw(axes: Axes, panel: Panel, sides: Sequence[str]) -> None:
     heights = [value if value is not None and math.isfinite(value) else 0 for value in panel.values]
-    bars = axes.bar(["Before", "After"], heights, width=0.62, color=[BEFORE_COLOUR, AFTER_COLOUR])
+    bars = axes.bar(list(sides), heights, width=0.62, color=[BEFORE_COLOUR, AFTER_COLOUR, EXPORTED_COLOUR])
     longest = max(map(len, panel.texts))
     labels = [text.replace(" ", "\n", 1) if longest > LONG else text for text in panel.texts]
     size = 10.5 if max(len(line) for label in labels for line in label.split("\n")) <= LONG else 8.5
@@ -56,7 +64,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         0.5, 1.04, panel.change, transform=axes.transAxes, ha="center", fontsize=12.5, fontweight="bold",
         color=TEXT_COLOUR, parse_math=False,
     )  # fmt: skip
-    axes.margins(x=0.12, y=0.26)  # room for two lines on a bar
+    axes.margins(x=0.12 if len(sides) == 2 else 0.05, y=0.26)  # room for two lines on a bar
     axes.set_yticks([])
     axes.tick_params(axis="x", length=0, labelsize=11, labelcolor=TEXT_COLOUR)
     axes.spines[["top", "left", "right"]].set_visible(False)

@@ -1,11 +1,8 @@
 """What a run changed: one table of measured figures before and after, as text, Markdown, JSON and a picture."""
 
 import io
-import json
-import math
-import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,22 +17,38 @@ from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.files import atomic_path, write_json, write_text
 from hf_efficient.measure import Measurement
 from hf_efficient.timing import LATENCY_RUNS
+from hf_efficient.wording import (
+    NOT_MEASURED,
+    SIZE,
+    SPEED,
+    TIME,
+    count,
+    details,
+    difference,
+    escaped,
+    file_size,
+    for_each,
+    is_share,
+    lengths_of,
+    machine_of,
+    megabytes,
+    memory_of,
+    milliseconds,
+    number,
+    optional,
+    point_change,
+    rate,
+    ratio,
+    shown,
+    software_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOT_MEASURED = "not measured"
+__all__ = ["NOT_MEASURED", "Report", "Row"]
 
-# What a quantity is called when it became less, and when it became more
-_SIZE, _TIME, _SPEED = ("smaller", "larger"), ("faster", "slower"), ("slower", "faster")
-
-_RATES = {"accuracy", "f1", "precision", "recall", "auc", "map", "mrr", "ndcg", "exact", "em", "wer", "cer"} | {
-    "rouge1",
-    "rouge2",
-    "rougel",
-    "rougelsum",
-}
-"""Words in the names of metrics that are shares of 1, whose difference is told in points of 0.01."""
+_SIDES = ("Before", "After", "Exported")
 
 
 @dataclass(frozen=True)
@@ -43,25 +56,32 @@ class Row:
     """One quantity in words, the same in every rendering.
 
     Attributes:
-        ratio: the change in words, e.g. "2.1x faster" or "-0.4 points".
-        values: the numbers before and after behind the words, unrounded; None where not measured.
+        texts: before, after and, where a report has it, exported.
+        ratio: the change from before to the last side in words, e.g. "2.1x faster" or "-0.4 points".
+        values: the numbers behind ``texts``, unrounded; None where not measured.
         plotted: whether the picture shows it.
     """
 
     label: str
-    before: str
-    after: str
+    texts: tuple[str, ...]
     ratio: str
-    values: tuple[float | None, float | None]
+    values: tuple[float | None, ...]
     plotted: bool = False
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """A line of the table."""
+        return self.label, *self.texts, self.ratio
 
 
 @dataclass
 class Report:
-    """Before and after.
+    """Before and after, and what the export made of it.
 
     Attributes:
-        metrics_before, metrics_after: metric -> value; its first key that both have is the main metric.
+        exported: the model in the runtime that it was exported to; None where there was no export.
+        metrics_before, metrics_after, metrics_exported: metric -> value; the first key that both before and the last
+            side have is the main metric.
         training: phase -> plain figures of its training (seconds, peak_memory_mb, ...), or the figures themselves.
         changes: what each optimization says it did: {"name": ..., plain values}.
         notes: sentences that a reader needs to judge the figures.
@@ -75,46 +95,71 @@ class Report:
     changes: list[dict[str, Any]] = field(default_factory=list)
     title: str = "Before and after"
     notes: list[str] = field(default_factory=list)
+    exported: Measurement | None = None
+    metrics_exported: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # metrics come as NumPy scalars, which JSON does not take
-        self.metrics_before = {name: float(value) for name, value in self.metrics_before.items()}
-        self.metrics_after = {name: float(value) for name, value in self.metrics_after.items()}
+        for side in ("metrics_before", "metrics_after", "metrics_exported"):
+            # metrics come as NumPy scalars, which JSON does not take
+            setattr(self, side, {name: float(value) for name, value in getattr(self, side).items()})
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Headings of the columns between quantity and change."""
+        return _SIDES[: len(self._measured)]
+
+    @property
+    def _measured(self) -> list[Measurement]:
+        return [side for side in (self.before, self.after, self.exported) if side is not None]
+
+    @property
+    def _metrics(self) -> list[dict[str, float]]:
+        return [self.metrics_before, self.metrics_after, self.metrics_exported][: len(self._measured)]
+
+    @property
+    def main_metric(self) -> str | None:
+        """The first metric that both before and the last side have."""
+        return next((name for name in self.metrics_before if name in self._metrics[-1]), None)
 
     def rows(self) -> list[Row]:
         """Every quantity once: metrics first, then size, speed and memory."""
         return [*self._metric_rows(), *self._size_rows(), *self._speed_rows(), *self._memory_rows()]
 
     def _metric_rows(self) -> list[Row]:
-        both = [name for name in self.metrics_before if name in self.metrics_after]
-        names = dict.fromkeys([*both, *self.metrics_before, *self.metrics_after])
+        comparable = [name for name in self.metrics_before if name in self._metrics[-1]]
+        names = dict.fromkeys([*comparable, *(name for side in self._metrics for name in side)])
         return [
-            _metric_row(name, (self.metrics_before.get(name), self.metrics_after.get(name)), plotted=name in both[:1])
+            _metric_row(name, [side.get(name) for side in self._metrics], plotted=name == self.main_metric)
             for name in names
         ]
 
     def _size_rows(self) -> list[Row]:
         return [
-            self._row("Parameters", lambda m: m.parameters, _count, _SIZE, plotted=True),
-            self._row("Non-zero parameters", lambda m: m.nonzero_parameters, _count, _SIZE),
-            self._row("Size on disk", lambda m: m.bytes_on_disk, _bytes, _SIZE, plotted=True),
+            self._row("Parameters", lambda m: m.parameters, count, SIZE, plotted=True),
+            self._row("Non-zero parameters", lambda m: m.nonzero_parameters, count, SIZE),
+            self._row("Size on disk", lambda m: m.bytes_on_disk, file_size, SIZE, plotted=True),
         ]
 
     def _speed_rows(self) -> list[Row]:
-        batch = f", batch {self.after.batch_size}" if self.before.batch_size == self.after.batch_size else ""
+        sizes = {measured.batch_size for measured in self._measured}
+        batch = f", batch {self.before.batch_size}" if len(sizes) == 1 else ""
         return [
-            self._row("Latency p50, 1 example", lambda m: m.latency_ms["p50"], _ms, _TIME, plotted=True),
-            self._row("Latency p95, 1 example", lambda m: m.latency_ms["p95"], _ms, _TIME),
-            self._row("Latency p50 with preprocessing", _optional("latency_with_preprocessing_ms", "p50"), _ms, _TIME),
-            self._row("Latency p95 with preprocessing", _optional("latency_with_preprocessing_ms", "p95"), _ms, _TIME),
-            self._row(f"Throughput{batch}", lambda m: m.throughput, _rate, _SPEED, plotted=True),
-            self._row("Throughput with preprocessing", lambda m: m.throughput_with_preprocessing, _rate, _SPEED),
+            self._row("Latency p50, 1 example", lambda m: m.latency_ms["p50"], milliseconds, TIME, plotted=True),
+            self._row("Latency p95, 1 example", lambda m: m.latency_ms["p95"], milliseconds, TIME),
+            self._row(
+                "Latency p50 with preprocessing", optional("latency_with_preprocessing_ms", "p50"), milliseconds, TIME
+            ),
+            self._row(
+                "Latency p95 with preprocessing", optional("latency_with_preprocessing_ms", "p95"), milliseconds, TIME
+            ),
+            self._row(f"Throughput{batch}", lambda m: m.throughput, rate, SPEED, plotted=True),
+            self._row("Throughput with preprocessing", lambda m: m.throughput_with_preprocessing, rate, SPEED),
         ]
 
     def _memory_rows(self) -> list[Row]:
-        rows = [self._row("Peak memory, fresh process", _optional("peak_memory_mb", "process"), _mb, _SIZE)]
-        device = self._row("Peak device memory", _optional("peak_memory_mb", "device"), _mb, _SIZE)
-        return rows if device.values == (None, None) else [*rows, device]
+        rows = [self._row("Peak memory, fresh process", optional("peak_memory_mb", "process"), megabytes, SIZE)]
+        device = self._row("Peak device memory", optional("peak_memory_mb", "device"), megabytes, SIZE)
+        return rows if set(device.values) == {None} else [*rows, device]
 
     def _row(
         self,
@@ -124,44 +169,49 @@ class Report:
         words: tuple[str, str],
         plotted: bool = False,
     ) -> Row:
-        values = read(self.before), read(self.after)
-        return _shown(label, values, show, lambda before, after: _ratio(before, after, *words), plotted)
+        values = [read(measured) for measured in self._measured]
+        return _row(label, values, show, lambda before, after: ratio(before, after, *words), plotted)
 
     def conditions(self) -> dict[str, str]:
-        """What the figures were measured on and with; where the two sides differ, both."""
+        """What the figures were measured on and with; where the sides differ, each."""
         told = {
-            "Machine": self._told(_machine),
-            "Software": self._told(_software),
+            "Machine": self._told(machine_of),
+            "Software": self._told(software_of),
             "Runtime": self._told(lambda m: f"{m.runtime} {m.runtime_version} on {m.device}"),
-            "CPU threads": self._told(lambda m: _for_each(m.threads)),
+            "CPU threads": self._told(lambda m: for_each(m.threads)),
             "Batch size": self._told(lambda m: f"1 for latency, {m.batch_size} for throughput"),
-            "Input lengths": self._told(_lengths),
+            "Input lengths": self._told(lengths_of),
             "Repeats": self._told(
-                lambda m: f"{_for_each(m.repeats)} (a latency repeat is {LATENCY_RUNS} single examples)"
+                lambda m: f"{for_each(m.repeats)} (a latency repeat is {LATENCY_RUNS} single examples)"
             ),
         }
-        if self.before.peak_memory_mb or self.after.peak_memory_mb:
-            told["Peak memory"] = self._told(_memory)
+        if any(measured.peak_memory_mb for measured in self._measured):
+            told["Peak memory"] = self._told(memory_of)
         return told
 
     def _told(self, tell: Callable[[Measurement], str]) -> str:
-        before, after = tell(self.before), tell(self.after)
-        return before if before == after else f"before: {before}; after: {after}"
+        sides: dict[str, list[str]] = {}
+        for side, measured in zip(self.sides, self._measured, strict=True):
+            sides.setdefault(tell(measured), []).append(side.lower())
+        if len(sides) == 1:
+            return next(iter(sides))
+        return "; ".join(f"{' and '.join(names)}: {told}" for told, names in sides.items())
 
     def table(self) -> Table:
         """The rows for a terminal."""
         table = Table(title=Text(self.title), title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("")
-        for name in ("Before", "After", "Change"):
+        for name in (*self.sides, "Change"):
             table.add_column(name, justify="right")
         for row in self.rows():
-            table.add_row(*map(Text, (row.label, row.before, row.after, row.ratio)))  # no markup in users' names
+            table.add_row(*map(Text, row.cells))  # no markup in users' names
         return table
 
     def __str__(self) -> str:
         table = self.table()
         table.box = box.ASCII2  # logs may not take more
-        console = Console(file=io.StringIO(), record=True, width=100, color_system=None, legacy_windows=False)
+        width = 100 if self.exported is None else 112
+        console = Console(file=io.StringIO(), record=True, width=width, color_system=None, legacy_windows=False)
         console.print(table)
         for heading, lines in self._sections().items():
             if lines:
@@ -178,25 +228,31 @@ class Report:
         phases = self.training if nested else {"all": self.training}
         return {
             "How it was measured": list(self.conditions().items()),
-            "What was changed": [(str(change.get("name", "?")), _values(change)) for change in self.changes],
-            "Training": [(name, _values(figures)) for name, figures in phases.items()],
+            "What was changed": [(str(change.get("name", "?")), details(change)) for change in self.changes],
+            "Training": [(name, details(figures)) for name, figures in phases.items()],
         }
 
     def to_markdown(self, image: str | None = None) -> str:
         """A GitHub document: table, conditions, changes, training, notes; ``image`` is the picture's link."""
-        lines = [f"# {_escaped(self.title)}", ""]
+        lines = [f"# {escaped(self.title)}", ""]
         if image:
             lines += [f"![Before and after, as in the table below]({image})", ""]
-        lines += ["| | Before | After | Change |", "|:---|---:|---:|---:|"]
-        for row in self.rows():
-            lines.append("| " + " | ".join(map(_escaped, (row.label, row.before, row.after, row.ratio))) + " |")
+        lines += self.markdown_table()
         for heading, described in self._sections().items():
             if described:
                 lines += ["", f"## {heading}", ""]
-                lines += [f"- **{_escaped(name)}:** {_escaped(text)}" for name, text in described]
+                lines += [f"- **{escaped(name)}:** {escaped(text)}" for name, text in described]
         if self.notes:
-            lines += ["", "## Notes", "", *(f"- {_escaped(note)}" for note in self.notes)]
+            lines += ["", "## Notes", "", *(f"- {escaped(note)}" for note in self.notes)]
         return "\n".join(lines) + "\n"
+
+    def markdown_table(self, rows: Sequence[Row] | None = None) -> list[str]:
+        """``rows``, or all, as lines of a GitHub table."""
+        lines = [
+            "| " + " | ".join(["", *self.sides, "Change"]).lstrip() + " |",
+            "|:---" + "|---:" * (len(self.sides) + 1) + "|",
+        ]
+        return [*lines, *("| " + " | ".join(map(escaped, row.cells)) + " |" for row in rows or self.rows())]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -215,7 +271,8 @@ class Report:
         for name in ("before", "after"):
             if name not in values:
                 raise ConfigError(f"a Report needs '{name}', got {', '.join(values) or 'nothing'}; measure again")
-        measured = {name: Measurement.from_dict(values[name]) for name in ("before", "after")}
+        sides = [name for name in ("before", "after", "exported") if values.get(name) is not None]
+        measured = {name: Measurement.from_dict(values[name]) for name in sides}
         return cls(**{**values, **measured})
 
     def plot(self, path: str | Path) -> None:
@@ -232,9 +289,11 @@ class Report:
         from hf_efficient.picture import Panel, before_after  # matplotlib takes a second to import
 
         rows = [row for row in self.rows() if row.plotted]
-        panels = [Panel(row.label, row.ratio, (row.before, row.after), row.values) for row in rows]
+        panels = [Panel(row.label, row.ratio, row.texts, row.values) for row in rows]
         told = self.conditions()
-        return before_after(self.title, panels, footer="\n".join(told[name] for name in ("Runtime", "Machine")))
+        return before_after(
+            self.title, panels, self.sides, footer="\n".join(told[name] for name in ("Runtime", "Machine"))
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write report.json, report.md and report.png, each atomically.
@@ -248,138 +307,19 @@ class Report:
         write_text(folder / "report.md", self.to_markdown("report.png"))
 
 
-def _shown(
+def _row(
     label: str,
-    values: tuple[float | None, float | None],
+    values: Sequence[float | None],
     show: Callable[[float], str],
     change: Callable[[float, float], str],
     plotted: bool,
 ) -> Row:
-    before, after = values
-    told = "" if before is None or after is None else change(before, after)
-    return Row(label, _told(before, show), _told(after, show), told, values, plotted)
+    before, last = values[0], values[-1]
+    told = "" if before is None or last is None else change(before, last)
+    return Row(label, tuple(shown(value, show) for value in values), told, tuple(values), plotted)
 
 
-def _told(value: float | None, show: Callable[[float], str]) -> str:
-    return NOT_MEASURED if value is None else show(value)
-
-
-def _metric_row(name: str, values: tuple[float | None, float | None], plotted: bool) -> Row:
-    known = [value for value in values if value is not None]
-    words = set(re.split(r"[^a-z0-9]+", name.lower()))
-    if words & _RATES and all(0 <= value <= 1 for value in known):
-        return _shown(name, values, "{:.4f}".format, _points, plotted)
-    return _shown(name, values, _number, _difference, plotted)
-
-
-def _ratio(before: float, after: float, if_less: str, if_more: str) -> str:
-    if before == after:
-        return "same"
-    less, more = sorted((before, after))
-    if less <= 0 or not math.isfinite(more):
-        return "not comparable"
-    factor = more / less
-    if factor < 1.005:
-        return "same"
-    digits = 2 if factor < 1.1 else 1 if factor < 100 else 0
-    return f"{factor:.{digits}f}x {if_less if after < before else if_more}"
-
-
-def _points(before: float, after: float) -> str:
-    points = 100 * (after - before)
-    if before == after:
-        return "same"
-    return f"{points:+.{1 if abs(points) >= 0.05 else 3}f} points"
-
-
-def _difference(before: float, after: float) -> str:
-    if before == after:
-        return "same"
-    difference = after - before
-    return ("+" if difference > 0 else "") + _number(difference) if math.isfinite(difference) else "not comparable"
-
-
-def _number(value: float) -> str:
-    """Three significant digits, in full from 100 up."""
-    size = abs(value)
-    if isinstance(value, int) or size >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:#.3g}"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _bytes(value: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{_number(value / size)} {unit}"
-    return f"{value} bytes"
-
-
-def _ms(value: float) -> str:
-    return f"{_number(value)} ms"
-
-
-def _mb(value: float) -> str:
-    return f"{_number(value)} MB"
-
-
-def _rate(value: float) -> str:
-    return f"{_number(value)} examples/s"
-
-
-def _optional(name: str, key: str) -> Callable[[Measurement], float | None]:
-    return lambda measurement: (getattr(measurement, name) or {}).get(key)
-
-
-def _machine(measurement: Measurement) -> str:
-    machine = measurement.machine
-    with_accelerator = f", {machine['accelerator']}" if machine["accelerator"] else ""
-    return (
-        f"{machine['processor']}, {machine['logical_cores']} cores, {machine['memory_gb']} GB memory{with_accelerator}"
-    )
-
-
-def _software(measurement: Measurement) -> str:
-    machine = measurement.machine
-    return (
-        f"{machine['os']}, Python {machine['python']}, torch {machine['torch']}, transformers {machine['transformers']}"
-    )
-
-
-def _lengths(measurement: Measurement) -> str:
-    counted = f"{measurement.examples:,} real examples"
-    lengths = measurement.input_lengths
-    if lengths is None:
-        return f"{counted}, not tokens"
-    told = f"mean {_number(lengths['mean'])}, median {_number(lengths['p50'])}, longest {lengths['max']}"
-    return f"{counted}; tokens: {told}"
-
-
-def _memory(measurement: Measurement) -> str:
-    libraries = (measurement.peak_memory_mb or {}).get("libraries")
-    share = "" if libraries is None else f", of which Python and its libraries {_mb(libraries)}"
-    return f"resident memory of a process that loads the model and predicts a batch{share}"
-
-
-def _for_each(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} for {purpose}" for purpose, count in counts.items())
-
-
-def _values(figures: Mapping[str, Any]) -> str:
-    told = []
-    for key, value in figures.items():
-        if key == "name":  # told as the line's heading
-            continue
-        if isinstance(value, float):
-            value = _number(int(value) if value.is_integer() else value)
-        elif not isinstance(value, str):
-            value = json.dumps(value, ensure_ascii=False)
-        told.append(f"{key} {value}")
-    return ", ".join(told) or "no details"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
+def _metric_row(name: str, values: Sequence[float | None], plotted: bool) -> Row:
+    if is_share(name, [value for value in values if value is not None]):
+        return _row(name, values, "{:.4f}".format, point_change, plotted)
+    return _row(name, values, number, difference, plotted)

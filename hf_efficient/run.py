@@ -7,7 +7,7 @@ Layout of `runs/<recipe>/<time>/`::
     stages/<name>/  checkpoints while it trains, then final/
     metrics.json    validation and test metrics, before and after
     report.json, report.md, report.png
-    final/          the model: AutoModel...from_pretrained("runs/.../final")
+    final/          the model and its card: AutoModel...from_pretrained("runs/.../final")
 """
 
 import json
@@ -28,6 +28,7 @@ from transformers import set_seed
 from hf_efficient import __version__
 from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.before_after import plain_metrics, training_figures
+from hf_efficient.card import About, write_card
 from hf_efficient.data import load
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import atomic_folder, write_json, write_text
@@ -254,8 +255,19 @@ class _Job:
         write_json(folder / "metrics.json", metrics)
         with atomic_folder(folder / FINAL) as path:
             shutil.copytree(after, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("training_args.bin"))
+            write_card(path, report, self.about())
         _write_status(folder, self.recipe, FINISHED)
         return RunResult(folder, folder / FINAL, metrics, report)
+
+    def about(self) -> About:
+        """What the model card tells of the recipe."""
+        return About(
+            name=self.recipe.name,
+            base_model=self.recipe.model,
+            data=self.recipe.data.get("train"),
+            split=self.judged,
+            training={name: stage.training for name, stage in self.recipe.stages.items()},
+        )
 
     @property
     def judged(self) -> str:

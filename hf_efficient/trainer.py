@@ -1,11 +1,10 @@
 """EfficientTrainer: `transformers.Trainer` that runs optimizations; with none listed it is stock, bit for bit.
 
 The mixin changes these seams of Trainer and nothing else: `__init__` (optimizations see the arguments before Accelerate
-does), `train` (phases), `add_callback`, samplers and loss (`hf_efficient.batches`), and the two ends of a checkpoint.
-Hooks that no optimization overrides are never called.
+does), `train` (phases), `add_callback`, samplers and loss (`hf_efficient.batches`), the two ends of a checkpoint, and
+what goes to the Hub. Hooks that no optimization overrides are never called.
 """
 
-import copy
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ import datasets
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput, has_length
+from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 
 from hf_efficient.batches import BatchMixin
 from hf_efficient.checkpoint import load_state, load_weights, save_state
@@ -90,16 +89,33 @@ class EfficientMixin(BatchMixin, _Base):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Stock `push_to_hub`; after optimizations ran, of the finished model's folder alone."""
-        args = self.args
-        if self.finished is not None:  # output_dir also holds the dense phase and the decisions
-            kwargs.setdefault("model_name", Path(args.hub_model_id or str(args.output_dir)).name)
-            self.args = copy.copy(args)
-            self.args.output_dir = str(self.finished)
-        try:
+        """Stock `push_to_hub`; after optimizations ran, of the finished model's folder, as it is on disk.
+
+        Our card goes along, completed by ``kwargs``; what names this machine does not (see `hf_efficient.hub`).
+
+        Raises:
+            HubError: the finished model did not arrive.
+        """
+        if self.finished is None:
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
-        finally:
-            self.args = args
+        from hf_efficient.finished import push_finished
+
+        return push_finished(self, commit_message, blocking, token, revision, private, kwargs)
+
+    @functools.wraps(Trainer.create_model_card, assigned=())  # the signature of whichever version is installed
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Stock `create_model_card`; where `train` left a card of ours, this adds to it, as it does in a push."""
+        if self.finished is None:
+            return super().create_model_card(*args, **kwargs)
+        from hf_efficient.finished import complete_card
+
+        given = inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments
+        return None if complete_card(self, given) else super().create_model_card(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Before the end, only checkpoints that were asked for: the model is not what it will be."""
+        if self.phase is None or self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def context(self, folder: str | Path | None = None, resuming: bool = False) -> Context:
         """What optimizations may know about this training."""

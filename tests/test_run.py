@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, TrainerCallback, pipeline
 
 from hf_efficient import ConfigError, Recipe
@@ -51,14 +52,26 @@ def test_run_leaves_everything_in_one_folder(recipe: Path, tmp_path: Path) -> No
     expected = {"recipe.yaml", "run.json", "metrics.json", "report.json", "report.md", "report.png"}
     assert expected <= names
     assert {"final/config.json", "final/model.safetensors", "stages/finetune/final/config.json"} <= names
-    assert not [name for name in names if "checkpoint-" in name or "tmp" in name or "training_args" in name[:6]]
+    assert not [name for name in names if "checkpoint-" in name or "tmp" in name or "training_args" in name]
     status = json.loads((result.folder / "run.json").read_text())
     assert (status["status"], status["seed"]) == ("finished", 42)
     assert {"torch", "transformers", "hf_efficient"} <= set(status["versions"])
     assert Recipe.load(result.folder / "recipe.yaml").stages.keys() == {"finetune", "compress"}
     check_numbers(result, tmp_path)
+    check_card(result, tmp_path)
     classify = pipeline("text-classification", model=str(result.model), device="cpu")
     assert classify("my card is lost")[0]["label"] == "b"
+
+
+def check_card(result: Any, tmp_path: Path) -> None:
+    """The model's folder can be given away as it is."""
+    found = ModelCard.load(result.model / "README.md").data
+    (accuracy, *_) = found.eval_results or []
+    assert (accuracy.metric_type, accuracy.metric_value, accuracy.dataset_split) == ("accuracy", 1.0, "test")
+    assert (found.get("base_model"), found.get("datasets")) == (None, None)  # both are local here
+    assert (result.model / "report.png").is_file()
+    for file in result.model.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
 
 
 def check_numbers(result: Any, tmp_path: Path) -> None:

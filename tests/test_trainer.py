@@ -244,17 +244,3 @@ class TestEfficient:
     def test_refuses_other_classes(self) -> None:
         with pytest.raises(ConfigError, match=r"transformers\.Trainer"):
             efficient(dict)
-
-
-def test_hub_gets_the_finished_model_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pushed: dict[str, Any] = {}
-
-    def push(self: Trainer, *args: Any, **kwargs: Any) -> None:
-        pushed.update(kwargs, folder=self.args.output_dir)
-
-    monkeypatch.setattr(Trainer, "push_to_hub", push)
-    one = trainer(tmp_path / "my-model", {"callbacks": [StructuredPruning(keep_layers=[0, 2])]})
-    one.train()
-    one.push_to_hub()
-    assert pushed == {"model_name": "my-model", "folder": str(tmp_path / "my-model" / "final")}
-    assert one.args.output_dir == str(tmp_path / "my-model")

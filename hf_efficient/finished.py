@@ -1,0 +1,127 @@
+"""What becomes of a trainer's finished model: its card, and its push to the Hub."""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers.modelcard import extract_hyperparameters_from_trainer
+
+from hf_efficient.card import About, update_card, write_card
+from hf_efficient.errors import EfficientError
+from hf_efficient.hub import CARD, hub_id, push_folder, remove_local_names, repository
+
+logger = logging.getLogger(__name__)
+
+_HUB_FILES = "hf://datasets/"
+
+
+def write_final_card(trainer: Any) -> None:
+    """Write the card of ``trainer``'s finished model, if it was measured; that it fails costs no training."""
+    if trainer.report is None:
+        return
+    try:
+        write_card(trainer.finished, trainer.report, about(trainer))
+    except (EfficientError, OSError) as error:
+        logger.warning("no model card: %s", error)
+
+
+def about(trainer: Any) -> About:
+    """What a card can tell from a trainer: its model's origin, its data where that came from the Hub, its settings."""
+    settings = {**extract_hyperparameters_from_trainer(trainer), "optimizer": trainer.args.optim.value}
+    training = {"main": settings}
+    if "dense" in trainer.report.training:
+        training = {"dense": {**settings, "num_epochs": trainer.args.dense_epochs}, **training}
+    return About(
+        name=_name(trainer.args),
+        base_model=hub_id(getattr(trainer.model.config, "_name_or_path", None)),
+        data=_hub_source(trainer.train_dataset),
+        split=_split(trainer.eval_dataset),
+        training=training,
+    )
+
+
+def _name(args: Any) -> str:
+    return Path(args.hub_model_id or Path(args.output_dir).absolute()).name
+
+
+def _hub_source(dataset: Any) -> str | None:
+    """``user/name`` or ``user/name:config`` of a data set that `datasets` loaded from the Hub."""
+    if not isinstance(dataset, datasets.Dataset):
+        return None
+    files = [
+        url.removeprefix(_HUB_FILES) for url in dataset.info.download_checksums or {} if url.startswith(_HUB_FILES)
+    ]
+    names = {url.partition("@")[0] for url in files}
+    if len(names) != 1:
+        return None
+    config = dataset.info.config_name
+    return names.pop() + (f":{config}" if config and config != "default" else "")
+
+
+def _split(dataset: Any) -> str:
+    if isinstance(dataset, dict):
+        return next(iter(dataset), "evaluation")
+    return str(getattr(dataset, "split", None) or "evaluation")
+
+
+def push_finished(
+    trainer: Any,
+    message: str | None,
+    blocking: bool,
+    token: str | None,
+    revision: str | None,
+    private: bool | None,
+    metadata: dict[str, Any],
+) -> Any:
+    """Push the finished model's folder as it is on disk, its card completed; on the main process.
+
+    Raises:
+        HubError: it did not arrive.
+    """
+    args, folder = trainer.args, trainer.finished
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+    if not trainer.is_world_process_zero():
+        return None
+    token = args.hub_token if token is None else token
+    if trainer.hub_model_id is None:
+        private = args.hub_private_repo if private is None else private
+        trainer.hub_model_id = repository(args.hub_model_id or _name(args), folder, token=token, private=private)
+    _card_for_push(trainer, metadata)
+    trainer._finish_current_push()
+    for job in getattr(getattr(trainer, "push_in_progress", None), "jobs", []):
+        if job.done() and not job.cancelled() and job.exception():  # stock training goes on and says nothing
+            logger.warning("a checkpoint did not get to the Hub: %s", job.exception())
+    return push_folder(
+        folder,
+        trainer.hub_model_id,
+        message=message or "Finished model",
+        token=token,
+        revision=revision or args.hub_revision,
+        blocking=blocking,
+    )
+
+
+def _card_for_push(trainer: Any, metadata: dict[str, Any]) -> None:
+    """Our card completed or, for a model that was not measured, the stock one; both in the finished model's folder."""
+    args, name = trainer.args, trainer.hub_model_id.split("/")[-1]
+    if tags := getattr(trainer.model, "model_tags", None):
+        given = metadata.get("tags") or []
+        metadata = {**metadata, "tags": list(dict.fromkeys([*([given] if isinstance(given, str) else given), *tags]))}
+    trainer.args = copy.copy(args)
+    trainer.args.output_dir = str(trainer.finished)
+    try:
+        trainer.create_model_card(**{"model_name": name, **metadata})
+    finally:
+        trainer.args = args
+    remove_local_names(trainer.finished)
+
+
+def complete_card(trainer: Any, metadata: dict[str, Any]) -> bool:
+    """Add ``metadata`` and the name on the Hub to the card that `train` left; False where it left none."""
+    if trainer.finished is None or trainer.report is None or not (trainer.finished / CARD).is_file():
+        return False
+    if trainer.is_world_process_zero():
+        update_card(trainer.finished / CARD, trainer.hub_model_id, **metadata)
+    return True
