@@ -21,6 +21,8 @@ register_loader()
 
 # Functions named like their module stay there: `from hf_efficient.run import run`, `...measure import measure`.
 _PUBLIC = {
+    "ActivationCheckpointing": "optimizations.activation_checkpointing",
+    "Compile": "optimizations.compile",
     "ConfigError": "errors",
     "ConflictError": "errors",
     "DataError": "errors",
@@ -34,6 +36,7 @@ _PUBLIC = {
     "MissingDependencyError": "errors",
     "NoEffectWarning": "errors",
     "Optimization": "optimization",
+    "Optimizer": "optimizations.optimizer",
     "Order": "optimization",
     "Plan": "plan",
     "Precision": "optimizations.precision",
@@ -61,6 +64,9 @@ if TYPE_CHECKING:
     from hf_efficient.measure import Measurement as Measurement
     from hf_efficient.optimization import Optimization as Optimization
     from hf_efficient.optimization import Order as Order
+    from hf_efficient.optimizations.activation_checkpointing import ActivationCheckpointing as ActivationCheckpointing
+    from hf_efficient.optimizations.compile import Compile as Compile
+    from hf_efficient.optimizations.optimizer import Optimizer as Optimizer
     from hf_efficient.optimizations.precision import Precision as Precision
     from hf_efficient.optimizations.structured_pruning import StructuredPruning as StructuredPruning
     from hf_efficient.plan import Plan as Plan

@@ -8,6 +8,7 @@ Where its methods stand in the training of one phase (stock events abridged)::
     train():
         dataset = prepare_data(dataset)
         model = prepare_model(model, context)     before the optimizer exists
+        choose_optimizer(cls, settings, model)    what the optimizer is made from
         on_train_begin
         for epoch:
             on_epoch_begin
@@ -129,6 +130,14 @@ class Optimization(TrainerCallback):
         """The model to train in this phase. Raise or warn `NoEffectWarning` rather than silently do nothing."""
         return model
 
+    def choose_optimizer(self, cls: Any, settings: dict[str, Any], model: "nn.Module") -> tuple[Any, dict[str, Any]]:
+        """Class and keyword arguments of the optimizer, given those that the training arguments ask for.
+
+        Not called with an optimizer of the user's own. What stock `create_optimizer` passes to the class as its first
+        argument is a list of parameter groups.
+        """
+        return cls, settings
+
     def loss(
         self, loss: "torch.Tensor", inputs: Mapping[str, Any], outputs: Any, scale: "float | torch.Tensor"
     ) -> "torch.Tensor":
@@ -177,7 +186,7 @@ class Optimization(TrainerCallback):
             )
 
 
-EFFICIENT_METHODS = ("configure", "prepare_data", "prepare_model", "loss", "finalize")
+EFFICIENT_METHODS = ("configure", "prepare_data", "prepare_model", "choose_optimizer", "loss", "finalize")
 
 
 def overrides(optimization: Optimization, method: str) -> bool:

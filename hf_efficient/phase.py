@@ -193,7 +193,7 @@ def _run(trainer: Any, phase: Phase, start: _Start, stock_train: Callable[..., T
 
 def _restore(plan: Plan, checkpoint: str) -> None:
     states = (load_state(checkpoint) or {"optimizations": {}})["optimizations"]
-    for optimization in plan.overriding("prepare_model"):
+    for optimization in (*plan.overriding("prepare_model"), *plan.overriding("choose_optimizer")):
         if optimization.name not in states:
             raise ConfigError(
                 f"{checkpoint} was written without {optimization.name}, so it cannot be resumed with it; start a new "

@@ -45,7 +45,8 @@ def cases(processes: int) -> dict[str, Any]:
         for kind in KINDS:
 
             def on(folder: Path, name: str = name, kind: str = kind, row: Any = row) -> Any:
-                options = {"optimizations": {name: row.settings}, "measure_seconds": 0, **row.arguments, **batches}
+                changes = {**row.arguments, **batches, **row.distributed}
+                options = {"optimizations": {name: row.settings}, "measure_seconds": 0, **changes}
                 given = without_dropout(kind)
                 return build(EfficientTrainer, EfficientTrainingArguments, folder, kind, given, **options)
 

@@ -17,6 +17,8 @@ import transformers
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments, NoEffectWarning
+from hf_efficient.functional.memory import TensorBytes
+from hf_efficient.functional.optimizer_state import adamw_state_bytes, optimizer_state_bytes
 from hf_efficient.plan import OPTIMIZATIONS, build_optimizations
 from tests.test_parity import Stop, assert_same_tensors, build
 from tests.tiny import LAYERS
@@ -33,12 +35,16 @@ class Row:
         neutral: on, but as good as off; None where no such setting exists.
         effect: from (trainer before training, trainer after) whether the named quantity changed.
         arguments: training arguments it needs.
+        distributed: training arguments on top, where two processes are compared with one.
+        tolerance: how far the weights of those may be apart.
     """
 
     settings: dict[str, Any]
     neutral: dict[str, Any] | None
     effect: Callable[[Any, Any], bool]
     arguments: dict[str, Any] = field(default_factory=dict)
+    distributed: dict[str, Any] = field(default_factory=dict)
+    tolerance: dict[str, float] = field(default_factory=lambda: {"rtol": 1e-5, "atol": 1e-6})
 
 
 class OutputTypes(TrainerCallback):
@@ -69,8 +75,40 @@ def computes_in_bf16(before: Any, after: Any) -> bool:
     return kinds == [{torch.bfloat16}]
 
 
+def small_optimizer_state(before: Any, after: Any) -> bool:
+    """Outside embeddings at most 0.4 of what 32-bit AdamW saves, inside exactly as much."""
+    saved = torch.load(Path(after.args.output_dir) / "checkpoint-12" / "optimizer.pt", weights_only=True)
+    ours = optimizer_state_bytes(after.optimizer.optimizer, after.model, saved)
+    adamw = adamw_state_bytes(after.model)
+    return ours["other"] <= 0.4 * adamw["other"] and ours["embeddings"] == adamw["embeddings"]
+
+
+def compiles(before: Any, after: Any) -> bool:
+    return after.optimizations[0].describe()["graphs"] > 0
+
+
+def less_memory(before: Any, after: Any) -> bool:
+    """At most 0.75 of the bytes alive at once in a forward and backward pass of the first batch."""
+    peaks = []
+    for one in (before, after):
+        batch = one.data_collator([one.train_dataset[index] for index in range(8)])
+        with TensorBytes() as counted:
+            one.model.train()(**batch).loss.backward()
+        peaks.append(counted.peak)
+    return peaks[1] <= 0.75 * peaks[0]
+
+
 ROWS = {
-    "precision": Row({"dtype": "bf16"}, {"dtype": "fp32"}, computes_in_bf16),
+    "activation_checkpointing": Row({}, None, less_memory),
+    "compile": Row({"backend": "eager"}, None, compiles),
+    "optimizer": Row(
+        {"kind": "adamw_8bit", "min_size": 64},
+        {"kind": "adamw_fused"},
+        small_optimizer_state,
+        distributed={"learning_rate": 5e-3, "adam_epsilon": 1e-3},
+        tolerance={"rtol": 1e-2, "atol": 1e-3},
+    ),
+    "precision": Row({"dtype": "bf16"}, {"dtype": "fp32"}, computes_in_bf16, tolerance={"rtol": 0.05, "atol": 0.02}),
     "structured_pruning": Row(
         {"keep_layers": LAYERS - 1, "calibration_batches": 2},
         {"keep_layers": LAYERS},
