@@ -1,8 +1,8 @@
 """EfficientTrainer: `transformers.Trainer` that runs optimizations; with none listed it is stock, bit for bit.
 
 The mixin changes six seams of Trainer and nothing else: `__init__` (optimizations see the arguments before Accelerate
-does), `train` (phases), `create_optimizer`, `add_callback`, and the two ends of a checkpoint. Hooks that no optimization overrides are
-never called.
+does), `train` (phases), `create_optimizer`, `add_callback`, and the two ends of a checkpoint. Hooks that no optimization
+overrides are never called.
 """
 
 import copy
@@ -90,7 +90,7 @@ class EfficientMixin(_Base):
         plan = self.phase.plan if self.phase is not None else Plan()
         if self.optimizer is not None or not plan.overriding("choose_optimizer"):
             return super().create_optimizer(model)
-        target = self.model if model is None else model
+        target = cast(PreTrainedModel, self.model if model is None else model)
         choice = self.get_optimizer_cls_and_kwargs(self.args, target)
         self.optimizer_cls_and_kwargs = plan.choose_optimizer(*choice, target)
         try:

@@ -106,7 +106,7 @@ ROWS = {
         {"kind": "adamw_fused"},
         small_optimizer_state,
         distributed={"learning_rate": 5e-3, "adam_epsilon": 1e-3},
-        tolerance={"rtol": 1e-2, "atol": 1e-3},
+        tolerance={"rtol": 1e-3, "atol": 1e-4},  # one code of 256 may round the other way
     ),
     "precision": Row({"dtype": "bf16"}, {"dtype": "fp32"}, computes_in_bf16, tolerance={"rtol": 0.05, "atol": 0.02}),
     "structured_pruning": Row(

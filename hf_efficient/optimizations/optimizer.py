@@ -156,8 +156,10 @@ def _torchao(kind: str, cls: Any, settings: dict[str, Any]) -> tuple[Any, dict[s
     given = settings.pop("block_size")
     if isinstance(given, str):  # from optim_args, which stock passes on unconverted
         settings["block_size"] = int(given)
-    if kind == "torchao_adamw_fp8":
-        from torchao.optim import AdamWFp8 as cls  # noqa: N813  (stock has no name for it)
+    if kind == "torchao_adamw_fp8":  # stock has no name for it
+        from torchao.optim import AdamWFp8
+
+        cls = AdamWFp8
     return _combined(_TorchaoState, cls), settings
 
 
