@@ -5,6 +5,7 @@ plain `from_pretrained` reads compressed models; everything else is imported on 
 """
 
 import importlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,15 @@ _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "setup.py").is_file() and (_checkout / "recipes").is_dir():
     __path__.append(str(_checkout))
 
+# transformers imports torchao with its quantizers, which warns of each GPU kernel that this machine cannot load
+_loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("torchao", "torch.utils._pytree")}
+for _logger in _loggers:
+    _logger.setLevel(logging.ERROR)
+
 from hf_efficient.checkpoint import register_loader  # noqa: E402  (needs __path__)
+
+for _logger, _level in _loggers.items():
+    _logger.setLevel(_level)
 
 register_loader()
 

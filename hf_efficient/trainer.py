@@ -1,8 +1,8 @@
 """EfficientTrainer: `transformers.Trainer` that runs optimizations; with none listed it is stock, bit for bit.
 
 The mixin changes six seams of Trainer and nothing else: `__init__` (optimizations see the arguments before Accelerate
-does), `train` (phases), `create_optimizer`, `add_callback`, and the two ends of a checkpoint. Hooks that no optimization
-overrides are never called.
+does), `train` (phases), `create_optimizer`, `add_callback`, and the two ends of a checkpoint. Hooks that no
+optimization overrides are never called.
 """
 
 import copy

@@ -202,6 +202,12 @@ class _TorchaoState(_WithEmbeddings):
         super().__init__(groups, **settings)
         self._min_size = min_size
 
+    def step(self, closure: Any = None) -> Any:
+        with warnings.catch_warnings():
+            # The compiler's cache would like a method of torchao's tensors; compiling works without
+            warnings.filterwarnings("ignore", ".*_stable_hash_for_caching.*")
+            return super().step(closure)  # type: ignore[misc]
+
     def _new_buffer(self, p: torch.Tensor, signed: bool) -> torch.Tensor:
         embeddings = (q for group in self.param_groups if group["embeddings"] for q in group["params"])
         if p.numel() < self._min_size or any(p is q for q in embeddings):
