@@ -216,11 +216,15 @@ def _check_optimizer(trainer: Any) -> None:
 
 
 def _unwrapped(trainer: Any) -> nn.Module:
-    """The plain model: Accelerate's mixed-precision wrapper around `forward` taken off.
+    """The plain model: Accelerate's mixed-precision wrapper around `forward` taken off, and its mark that says so.
+
+    A model that keeps the mark, be it from an evaluation, is trained as it is: not in mixed precision, not compiled,
+    and not synchronized with the other processes.
 
     `unwrap_model(keep_fp32_wrapper=False)` would take the family's own decorators of `forward` off with it.
     """
     model = trainer.model
+    vars(model).pop("_is_accelerate_prepared", None)
     original = vars(model).pop("_original_forward", None)
     if original is not None:
         del model.forward

@@ -53,7 +53,11 @@ class OutputTypes(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.dtypes: set[torch.dtype] = set()
         layer = next(module for name, module in model.named_modules() if name.endswith(("query", "q_proj")))
-        layer.register_forward_hook(lambda module, inputs, output: self.dtypes.add(output.dtype))
+        layer.register_forward_hook(self._note)
+
+    def _note(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if module.training:
+            self.dtypes.add(output.dtype)
 
 
 class StopMain(Stop):
