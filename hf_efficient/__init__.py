@@ -5,6 +5,7 @@ plain `from_pretrained` reads compressed models; everything else is imported on 
 """
 
 import importlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,22 @@ _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "setup.py").is_file() and (_checkout / "recipes").is_dir():
     __path__.append(str(_checkout))
 
+# transformers imports torchao with its quantizers, which warns of each GPU kernel that this machine cannot load
+_loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("torchao", "torch.utils._pytree")}
+for _logger in _loggers:
+    _logger.setLevel(logging.ERROR)
+
 from hf_efficient.checkpoint import register_loader  # noqa: E402  (needs __path__)
+
+for _logger, _level in _loggers.items():
+    _logger.setLevel(_level)
 
 register_loader()
 
 # Functions named like their module stay there: `from hf_efficient.run import run`, `...measure import measure`.
 _PUBLIC = {
+    "ActivationCheckpointing": "optimizations.activation_checkpointing",
+    "Compile": "optimizations.compile",
     "ConfigError": "errors",
     "ConflictError": "errors",
     "DataError": "errors",
@@ -36,6 +47,7 @@ _PUBLIC = {
     "MissingDependencyError": "errors",
     "NoEffectWarning": "errors",
     "Optimization": "optimization",
+    "Optimizer": "optimizations.optimizer",
     "Order": "optimization",
     "Plan": "plan",
     "Precision": "optimizations.precision",
@@ -64,7 +76,10 @@ if TYPE_CHECKING:
     from hf_efficient.measure import Measurement as Measurement
     from hf_efficient.optimization import Optimization as Optimization
     from hf_efficient.optimization import Order as Order
+    from hf_efficient.optimizations.activation_checkpointing import ActivationCheckpointing as ActivationCheckpointing
+    from hf_efficient.optimizations.compile import Compile as Compile
     from hf_efficient.optimizations.length_batching import LengthBatching as LengthBatching
+    from hf_efficient.optimizations.optimizer import Optimizer as Optimizer
     from hf_efficient.optimizations.precision import Precision as Precision
     from hf_efficient.optimizations.structured_pruning import StructuredPruning as StructuredPruning
     from hf_efficient.plan import Plan as Plan

@@ -29,7 +29,7 @@ class BeforeAfter:
 
     def report(self, plan: "Plan", dense: TrainOutput | None, main: TrainOutput) -> Report | None:
         """None where measuring is off, on other processes, and where the model could not be measured."""
-        after = self._snapshot() if self.before else None
+        after = self._snapshot()  # on every process, though only the main one has a `before`: they evaluate together
         if not self.before or not after:
             return None
         phases = {name: output for name, output in (("dense", dense), ("main", main)) if output is not None}

@@ -2,8 +2,10 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -87,6 +89,23 @@ def _quota() -> int | None:
         return int(granted) // int(period)
     except (OSError, ValueError):  # no such system, or "max"
         return None
+
+
+def compiler_missing(device: str) -> str:
+    """What torch.compile lacks to make code for a device type here, ending in the remedy; empty if nothing.
+
+    Reads on after "..., which": its inductor backend builds C++ for CPUs and Triton kernels for GPUs.
+    """
+    if device == "cpu":
+        compiler = os.environ.get("CXX") or {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
+        if shutil.which(compiler) is None:
+            return (
+                f"needs a C++ compiler on a CPU, but there is no {compiler} on the PATH; install it "
+                "(e.g. apt install g++) or name another in the variable CXX"
+            )
+    elif device in ("cuda", "xpu") and importlib.util.find_spec("triton") is None:
+        return "needs Triton on a GPU; install it with: pip install triton"
+    return ""
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ Where its methods stand in the training of one phase (stock events abridged)::
         dataset = prepare_data(dataset)
         model = prepare_model(model, context)     before the optimizer exists
         sampler = batch_sampler(lengths, args)
+        choose_optimizer(cls, settings, model)    what the optimizer is made from
         on_train_begin
         for epoch:
             on_epoch_begin
@@ -152,6 +153,14 @@ class Optimization(TrainerCallback):
         """The model to train in this phase. Raise or warn `NoEffectWarning` rather than silently do nothing."""
         return model
 
+    def choose_optimizer(self, cls: Any, settings: dict[str, Any], model: "nn.Module") -> tuple[Any, dict[str, Any]]:
+        """Class and keyword arguments of the optimizer, given those that the training arguments ask for.
+
+        Not called with an optimizer of the user's own. What stock `create_optimizer` passes to the class as its first
+        argument is a list of parameter groups.
+        """
+        return cls, settings
+
     def loss(
         self, loss: "torch.Tensor", inputs: Mapping[str, Any], outputs: Any, scale: "float | torch.Tensor"
     ) -> "torch.Tensor":
@@ -206,6 +215,7 @@ EFFICIENT_METHODS = (
     "batch_sampler",
     "evaluation_order",
     "prepare_model",
+    "choose_optimizer",
     "loss",
     "finalize",
 )

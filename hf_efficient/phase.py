@@ -197,7 +197,7 @@ def _run(trainer: Any, phase: Phase, start: _Start, stock_train: Callable[..., T
 
 def _restore(plan: Plan, checkpoint: str) -> None:
     states = (load_state(checkpoint) or {"optimizations": {}})["optimizations"]
-    for optimization in plan.overriding("prepare_model"):
+    for optimization in (*plan.overriding("prepare_model"), *plan.overriding("choose_optimizer")):
         if optimization.name not in states:
             raise ConfigError(
                 f"{checkpoint} was written without {optimization.name}, so it cannot be resumed with it; start a new "
@@ -220,11 +220,15 @@ def _check_optimizer(trainer: Any) -> None:
 
 
 def _unwrapped(trainer: Any) -> nn.Module:
-    """The plain model: Accelerate's mixed-precision wrapper around `forward` taken off.
+    """The plain model: Accelerate's mixed-precision wrapper around `forward` taken off, and its mark that says so.
+
+    A model that keeps the mark, be it from an evaluation, is trained as it is: not in mixed precision, not compiled,
+    and not synchronized with the other processes.
 
     `unwrap_model(keep_fp32_wrapper=False)` would take the family's own decorators of `forward` off with it.
     """
     model = trainer.model
+    vars(model).pop("_is_accelerate_prepared", None)
     original = vars(model).pop("_original_forward", None)
     if original is not None:
         del model.forward

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 OPTIMIZATIONS = {
+    "activation_checkpointing": "hf_efficient.optimizations.activation_checkpointing:ActivationCheckpointing",
+    "compile": "hf_efficient.optimizations.compile:Compile",
     "length_batching": "hf_efficient.optimizations.length_batching:LengthBatching",
+    "optimizer": "hf_efficient.optimizations.optimizer:Optimizer",
     "precision": "hf_efficient.optimizations.precision:Precision",
     "structured_pruning": "hf_efficient.optimizations.structured_pruning:StructuredPruning",
 }
@@ -103,6 +106,11 @@ class Plan:
         for optimization in self:
             model = optimization.prepare_model(model, context)
         return model
+
+    def choose_optimizer(self, cls: Any, settings: dict[str, Any], model: "nn.Module") -> tuple[Any, dict[str, Any]]:
+        for optimization in self:
+            cls, settings = optimization.choose_optimizer(cls, settings, model)
+        return cls, settings
 
     def loss(self, loss: Any, inputs: Mapping[str, Any], outputs: Any, scale: Any) -> Any:
         for optimization in self:

@@ -1,8 +1,8 @@
 """EfficientTrainer: `transformers.Trainer` that runs optimizations; with none listed it is stock, bit for bit.
 
 The mixin changes these seams of Trainer and nothing else: `__init__` (optimizations see the arguments before Accelerate
-does), `train` (phases), `add_callback`, samplers and loss (`hf_efficient.batches`), the two ends of a checkpoint, and
-what goes to the Hub. Hooks that no optimization overrides are never called.
+does), `train` (phases), `add_callback`, samplers and loss (`hf_efficient.batches`), `create_optimizer`, the two ends of
+a checkpoint, and what goes to the Hub. Hooks that no optimization overrides are never called.
 """
 
 import functools
@@ -79,6 +79,19 @@ class EfficientMixin(BatchMixin, _Base):
         if not plan and not getattr(self.args, "dense_epochs", 0):
             return stock(resume_from_checkpoint=resume_from_checkpoint)
         return train_phases(self, plan, stock, resume_from_checkpoint, trial)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Stock `create_optimizer`, from the class and settings that the optimizations of this phase choose."""
+        plan = self.phase.plan if self.phase is not None else Plan()
+        if self.optimizer is not None or not plan.overriding("choose_optimizer"):
+            return super().create_optimizer(model)
+        target = cast(PreTrainedModel, self.model if model is None else model)
+        choice = self.get_optimizer_cls_and_kwargs(self.args, target)
+        self.optimizer_cls_and_kwargs = plan.choose_optimizer(*choice, target)
+        try:
+            return super().create_optimizer(model)
+        finally:
+            self.optimizer_cls_and_kwargs = None
 
     def push_to_hub(
         self,
@@ -208,6 +221,12 @@ def _configure(init: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         raise ConfigError(
             f"{next(iter(plan)).name} needs training arguments: pass args=EfficientTrainingArguments(...)"
         )
+    if (given.get("optimizers") or (None,))[0] is not None or given.get("optimizer_cls_and_kwargs") is not None:
+        for optimization in plan.overriding("choose_optimizer"):
+            raise ConfigError(
+                f"{optimization.name} chooses the optimizer, but optimizers= or optimizer_cls_and_kwargs= gives one; "
+                "drop either"
+            )
     model = given.get("model")
     plan.check(Context(args=training_args, model=model if isinstance(model, nn.Module) else None))
     changed = {"args": plan.configure(training_args), "callbacks": [*callbacks, *from_args]}

@@ -17,6 +17,8 @@ import transformers
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments, NoEffectWarning
+from hf_efficient.functional.memory import TensorBytes
+from hf_efficient.functional.optimizer_state import adamw_state_bytes, optimizer_state_bytes
 from hf_efficient.plan import OPTIMIZATIONS, build_optimizations
 from tests.test_parity import Stop, assert_same_tensors, build
 from tests.tiny import LAYERS
@@ -35,6 +37,8 @@ class Row:
         arguments: training arguments it needs.
         idle_on: kinds of model on which it has no effect, and says so.
         one_process: training arguments with which one process takes the same global batches as two.
+        distributed: training arguments on top, where two processes are compared with one.
+        tolerance: how far the weights of those may be apart.
     """
 
     settings: dict[str, Any]
@@ -43,6 +47,8 @@ class Row:
     arguments: dict[str, Any] = field(default_factory=dict)
     idle_on: tuple[str, ...] = ()
     one_process: dict[str, Any] = field(default_factory=dict)
+    distributed: dict[str, Any] = field(default_factory=dict)
+    tolerance: dict[str, float] = field(default_factory=lambda: {"rtol": 1e-5, "atol": 1e-6})
 
 
 class OutputTypes(TrainerCallback):
@@ -51,7 +57,11 @@ class OutputTypes(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.dtypes: set[torch.dtype] = set()
         layer = next(module for name, module in model.named_modules() if name.endswith(("query", "q_proj")))
-        layer.register_forward_hook(lambda module, inputs, output: self.dtypes.add(output.dtype))
+        layer.register_forward_hook(self._note)
+
+    def _note(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if module.training:
+            self.dtypes.add(output.dtype)
 
 
 class StopMain(Stop):
@@ -73,6 +83,29 @@ def computes_in_bf16(before: Any, after: Any) -> bool:
     return kinds == [{torch.bfloat16}]
 
 
+def small_optimizer_state(before: Any, after: Any) -> bool:
+    """Outside embeddings at most 0.4 of what 32-bit AdamW saves, inside exactly as much."""
+    saved = torch.load(Path(after.args.output_dir) / "checkpoint-12" / "optimizer.pt", weights_only=True)
+    ours = optimizer_state_bytes(after.optimizer.optimizer, after.model, saved)
+    adamw = adamw_state_bytes(after.model)
+    return ours["other"] <= 0.4 * adamw["other"] and ours["embeddings"] == adamw["embeddings"]
+
+
+def compiles(before: Any, after: Any) -> bool:
+    return after.optimizations[0].describe()["graphs"] > 0
+
+
+def less_memory(before: Any, after: Any) -> bool:
+    """At most 0.75 of the bytes alive at once in a forward and backward pass of the first batch."""
+    peaks = []
+    for one in (before, after):
+        batch = one.data_collator([one.train_dataset[index] for index in range(8)])
+        with TensorBytes() as counted:
+            one.model.train()(**batch).loss.backward()
+        peaks.append(counted.peak)
+    return peaks[1] <= 0.75 * peaks[0]
+
+
 def less_padding(before: Any, after: Any) -> bool:
     masks = [batch["attention_mask"] for batch in before.get_train_dataloader()]
     random = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
@@ -80,11 +113,13 @@ def less_padding(before: Any, after: Any) -> bool:
 
 
 ROWS = {
+    "activation_checkpointing": Row({}, None, less_memory),
+    "compile": Row({"backend": "eager"}, None, compiles),
     "length_batching": Row(
         {"window_batches": 4},
         None,
         less_padding,
-        {"train_sampling_strategy": "random"},
+        distributed={"train_sampling_strategy": "random"},
         idle_on=("vision",),
         # the tiny classifier's loss ignores the number of items, so that stock adds micro-batches up: half the rate
         one_process={
@@ -94,7 +129,14 @@ ROWS = {
             "max_grad_norm": 2.0,
         },
     ),
-    "precision": Row({"dtype": "bf16"}, {"dtype": "fp32"}, computes_in_bf16),
+    "optimizer": Row(
+        {"kind": "adamw_8bit", "min_size": 64},
+        {"kind": "adamw_fused"},
+        small_optimizer_state,
+        distributed={"learning_rate": 5e-3, "adam_epsilon": 1e-3},
+        tolerance={"rtol": 1e-3, "atol": 1e-4},  # one code of 256 may round the other way
+    ),
+    "precision": Row({"dtype": "bf16"}, {"dtype": "fp32"}, computes_in_bf16, tolerance={"rtol": 0.05, "atol": 0.02}),
     "structured_pruning": Row(
         {"keep_layers": LAYERS - 1, "calibration_batches": 2},
         {"keep_layers": LAYERS},

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests import distributed_worker
+from tests.test_contract import ROWS
 from tests.test_parity import assert_same_tensors
 
 NAMES = list(distributed_worker.cases(1))
@@ -54,7 +55,8 @@ def test_ranks_agree(two: Path, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_one_process(one: Path, two: Path, name: str) -> None:
     ours, expected = load(two, name)["weights"], load(one, name)["weights"]
-    tolerance = {"rtol": 0.05, "atol": 0.02} if name.startswith("precision") else {"rtol": 1e-5, "atol": 1e-6}
+    row = ROWS.get(name.rpartition("-")[0])
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if row is None else row.tolerance
     assert ours.keys() == expected.keys()
     for key in ours:
         torch.testing.assert_close(ours[key], expected[key], **tolerance, msg=lambda text, key=key: f"{key}: {text}")

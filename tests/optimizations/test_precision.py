@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning, Precision
 from hf_efficient.optimizations import precision
 from hf_efficient.plan import build_optimizations
+from tests.test_contract import OutputTypes
 from tests.test_parity import build
 
 
@@ -77,6 +78,19 @@ def test_training_in_bf16_stays_close_to_fp32(tmp_path: Path) -> None:
         losses[dtype] = one.state.log_history[-1]["train_loss"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
+
+
+@pytest.mark.parametrize("options", [{"measure_seconds": 0.05}, {"dense_epochs": 6, "measure_seconds": 0}])
+def test_evaluation_and_phases_before_leave_it_on(tmp_path: Path, options: dict[str, Any]) -> None:
+    optimizations: dict[str, Any] = {"precision": {"dtype": "bf16"}}
+    if "dense_epochs" in options:
+        optimizations["structured_pruning"] = {"keep_layers": [0, 1]}
+    kinds = OutputTypes()
+    given = {"callbacks": [kinds]}
+    build(
+        EfficientTrainer, EfficientTrainingArguments, tmp_path, given=given, optimizations=optimizations, **options
+    ).train()
+    assert kinds.dtypes == {torch.bfloat16}
 
 
 @pytest.mark.gpu
