@@ -236,6 +236,7 @@ def _plain(model: torch.nn.Module) -> PreTrainedModel:
     plain = copy.deepcopy(model)
     for wrapper in ("forward", "_original_forward"):
         vars(plain).pop(wrapper, None)
+    plain.config.architectures = [type(plain).__name__]  # as `save_pretrained` would write it
     return plain.to("cpu", torch.float32).eval()
 
 
@@ -263,7 +264,9 @@ def _convert(candidate: Candidate, model: PreTrainedModel, inputs: dict[str, tor
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what the converters tell their own makers; errors pass."""
-    sources = [logging.getLogger(name) for name in _TALKATIVE]
+    from transformers.exporters import exporter_dynamo, utils
+
+    sources = [*map(logging.getLogger, _TALKATIVE), exporter_dynamo.logger, utils.logger]
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # torch.onnx prints each of its steps
         stack.enter_context(warnings.catch_warnings())
@@ -278,9 +281,8 @@ def _quiet() -> Iterator[None]:
 _TALKATIVE = (
     "root",  # ONNX Runtime's quantizer: each tensor that stays as it is, advice to preprocess
     "torch.onnx._internal.exporter._registration",  # operators of torchvision, which is not there
-    "transformers.exporters.utils",  # versions a little newer than those it was tested with; the guard tests these
-    "transformers.exporters.exporter_dynamo",  # advice to name dynamic axes for a faster export
 )
+"""Beside the exporters' own loggers: advice for a faster export, and versions a little newer than the tested ones."""
 
 
 def _is_error(record: logging.LogRecord) -> bool:

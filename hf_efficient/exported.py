@@ -20,7 +20,11 @@ PIPELINES = {
 """End of an architecture's name -> its pipeline, and the argument by which that takes its processor. Models of these
 kinds are exported, and no others."""
 
-_PROCESSORS = {"tokenizer": "AutoTokenizer", "image_processor": "AutoImageProcessor"}
+_PROCESSORS = {
+    "tokenizer": ("AutoTokenizer", "tokenizer_config.json"),
+    "image_processor": ("AutoImageProcessor", "preprocessor_config.json"),
+}
+"""Argument of a pipeline -> auto class, and the file that every saved one has: without files, some load empty."""
 
 
 class ExportedForTask(PreTrainedModel):
@@ -70,7 +74,7 @@ def load_exported(folder: str | Path, threads: int | None = None) -> ExportedFor
     runtime = load_runtime(folder, threads)
     config = AutoConfig.from_pretrained(folder)
     # Pipelines know models by their class's name, and this one stands in for its source
-    cls = type(_architecture(config, folder), (ExportedForTask,), {"__doc__": ExportedForTask.__doc__})
+    cls = type(runtime.architecture, (ExportedForTask,), {"__doc__": ExportedForTask.__doc__})
     return cls(config, runtime)
 
 
@@ -104,18 +108,13 @@ def pipeline_of(architecture: str) -> tuple[str, str]:
     raise ConfigError(f"export takes models of one graph with a classifier: {unknown('kind', architecture, allowed)}")
 
 
-def _architecture(config: Any, folder: str | Path) -> str:
-    names = config.architectures or []
-    if len(names) != 1:
-        raise ConfigError(f"config.json in {folder} names no architecture; export again")
-    return names[0]
-
-
 def _processor(folder: str | Path, argument: str) -> Any:
+    auto_class, file = _PROCESSORS[argument]
+    remedy = f"pass {argument}=..., or export again with processor=..."
+    if not (Path(folder) / file).is_file():
+        raise ConfigError(f"{folder} has no {argument} ({file}); {remedy}")
     try:
-        return getattr(transformers, _PROCESSORS[argument]).from_pretrained(folder)
+        return getattr(transformers, auto_class).from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{folder} has no usable {argument} ({' '.join(str(error).split())[:120]}); pass {argument}=..., or export "
-            "again with processor=..."
-        ) from error
+        words = " ".join(str(error).split())[:120]
+        raise ConfigError(f"the {argument} in {folder} cannot be read ({words}); {remedy}") from error

@@ -62,11 +62,16 @@ class ExportedRuntime:
     @property
     def inputs(self) -> list[str]:
         """Names of the inputs that the model was traced with; others in a batch are not used."""
-        return list(self._component.metadata.kwargs)
+        return list(self._metadata.kwargs)
 
     @property
-    def _component(self) -> Any:
-        return next(iter(self.exported.components.values()))
+    def architecture(self) -> str:
+        """Class of the source model."""
+        return str(self._metadata.architecture)
+
+    @property
+    def _metadata(self) -> Any:
+        return next(iter(self.exported.components.values())).metadata
 
     def predict(self, batch: Mapping[str, Any]) -> Any:
         """The source model's output class, e.g. with ``logits``, for a collated batch; labels in it are not used.

@@ -13,7 +13,7 @@ LAYERS = [
     {"optimization", "timing"},
     {"measure"},
     {"plan", "report", "picture"},
-    {"arguments", "before_after"},
+    {"arguments", "before_after", "guard", "runtimes", "exported", "export"},
     {"phase"},
     {"trainer", "task", "recipe"},
     {"run"},
