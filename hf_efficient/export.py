@@ -11,6 +11,7 @@ against its model on real inputs (`hf_efficient.guard`), from the files that wil
 import contextlib
 import copy
 import io
+import json
 import logging
 import platform
 import warnings
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -28,7 +29,7 @@ from hf_efficient.errors import ConfigError, ExportError, unknown
 from hf_efficient.exported import pipeline_of
 from hf_efficient.files import atomic_folder, write_json
 from hf_efficient.guard import FLOOR, TOLERANCE, Comparison, Metrics, compare, judge
-from hf_efficient.machine import machine
+from hf_efficient.machine import MB, machine
 from hf_efficient.measure import Measurement, Timing, measure
 from hf_efficient.runtimes import RUNTIMES, ExportedRuntime, load_runtime, require
 from hf_efficient.timing import Runtime, TorchRuntime
@@ -105,6 +106,34 @@ class ExportResult:
 
     def runtime(self, threads: int | None = None) -> ExportedRuntime:
         return load_runtime(self.folder, threads)
+
+    def __str__(self) -> str:
+        lines = [f"exported  {self.folder} ({self.format}, quantize {self.quantize})", f"checked   {self.comparison}"]
+        if self.measurement is not None:
+            told = self.measurement
+            lines += [
+                f"measured  {told.bytes_on_disk / MB:.1f} MB; {told.latency_ms['p50']:.2f} ms for one example, "
+                f"{told.throughput:.0f} examples/s in batches of {told.batch_size}, with {told.runtime}"
+            ]
+        return "\n".join(lines)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """What `export` returned, from its report.
+
+        Raises:
+            ConfigError: no report there, or a damaged one.
+        """
+        path = Path(folder) / REPORT
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            comparison = Comparison(**values["comparison"])
+            measured = values["measurement"]
+            measurement = None if measured is None else Measurement.from_dict(measured)
+            kind = values["format"], values["quantize"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"no readable {REPORT} in {folder} ({type(error).__name__}); export again") from error
+        return cls(Path(folder), *kind, comparison, comparison.metrics_export, measurement)
 
 
 def check_choice(format: str, quantize: str, max_drop: float = 0) -> Candidate:
@@ -189,7 +218,9 @@ def export(
     return result
 
 
-def _default_timing(examples: Sequence[Any], collate: Callable[..., Any], seconds: float) -> Callable[[Runtime], Timing]:
+def _default_timing(
+    examples: Sequence[Any], collate: Callable[..., Any], seconds: float
+) -> Callable[[Runtime], Timing]:
     chosen = [examples[index] for index in range(min(MEASURED_EXAMPLES, len(examples)))]
     return lambda runtime: measure(runtime, chosen, collate, repeats=1, seconds=seconds)
 
@@ -226,7 +257,7 @@ def _verify(
 
 
 def _plain(model: torch.nn.Module) -> PreTrainedModel:
-    """``model`` as it is saved: in fp32 on the CPU, evaluating, without a wrapper of mixed precision around `forward`."""
+    """``model`` in fp32 on the CPU, evaluating, without a wrapper of mixed precision around `forward`."""
     if not isinstance(model, PreTrainedModel):
         raise ConfigError(
             f"export takes a transformers model, got {type(model).__name__}; merge adapters first "
@@ -237,7 +268,7 @@ def _plain(model: torch.nn.Module) -> PreTrainedModel:
     for wrapper in ("forward", "_original_forward"):
         vars(plain).pop(wrapper, None)
     plain.config.architectures = [type(plain).__name__]  # as `save_pretrained` would write it
-    return plain.to("cpu", torch.float32).eval()
+    return cast(Any, plain).to("cpu", torch.float32).eval()
 
 
 def _inputs(model: PreTrainedModel, collate: Callable[..., Any], examples: Sequence[Any]) -> dict[str, torch.Tensor]:
@@ -266,7 +297,7 @@ def _quiet() -> Iterator[None]:
     """Leave out what the converters tell their own makers; errors pass."""
     from transformers.exporters import exporter_dynamo, utils
 
-    sources = [*map(logging.getLogger, _TALKATIVE), exporter_dynamo.logger, utils.logger]
+    sources: list[Any] = [*map(logging.getLogger, _TALKATIVE), exporter_dynamo.logger, utils.logger]
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # torch.onnx prints each of its steps
         stack.enter_context(warnings.catch_warnings())
@@ -298,7 +329,8 @@ def _forget_origin(exported: "ExportedModel") -> None:
 
 
 def _check_labels(model: PreTrainedModel, runtime: ExportedRuntime) -> None:
-    own, exported = (dict(config.id2label or {}) for config in (model.config, runtime.exported.config))
+    configs: list[Any] = [model.config, runtime.exported.config]
+    own, exported = (dict(config.id2label or {}) for config in configs)
     if own != exported:
         raise ExportError(f"the export names its classes {exported}, the model {own}; export again from the model")
 

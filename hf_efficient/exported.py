@@ -92,7 +92,8 @@ def exported_pipeline(folder: str | Path, threads: int | None = None, **kwargs: 
     task, argument = pipeline_of(type(model).__name__)
     if argument not in kwargs:
         kwargs[argument] = _processor(folder, argument)
-    return transformers.pipeline(task, model=model, device="cpu", **kwargs)
+    pipeline: Any = transformers.pipeline  # typed for each task's own name
+    return pipeline(task, model=model, device="cpu", **kwargs)
 
 
 def pipeline_of(architecture: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Does an export compute what its model does? Both on the same real inputs, side by side, judged by stated limits."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -174,13 +175,18 @@ def logits_of(outputs: Any) -> torch.Tensor:
     """The logits in what a model returned: its output object, or the first tensor of a tuple."""
     logits = outputs.get("logits") if hasattr(outputs, "get") else outputs[0]
     if logits is None:
-        raise ConfigError(f"the model returns {', '.join(outputs)}, and no logits; only models with logits are exported")
+        raise ConfigError(
+            f"the model returns {', '.join(outputs)}, and no logits; only models with logits are exported"
+        )
     return logits.float().cpu()
 
 
 def _ask(model: Runtime | None, export: Runtime, examples: Sequence[Any], collate: Callable[..., Any]) -> _Answers:
     answers = _Answers([], [], [], [])
-    starts = [0, *range(1, len(examples), BATCH)]  # a single example first: a graph may hold for its own batch size only
+    starts = [
+        0,
+        *range(1, len(examples), BATCH),
+    ]  # a single example first: a graph may hold for its own batch size only
     for start, end in zip(starts, [*starts[1:], len(examples)], strict=True):
         batch = collate([examples[index] for index in range(start, end)])
         logits = logits_of(export.predict(batch)).numpy()
@@ -214,11 +220,10 @@ def _picked(logits: list[np.ndarray], counted: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([part[mask] for part, mask in zip(logits, counted, strict=True)])
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray | None:
-    joined = None
-    for part in parts:
-        joined = part if joined is None else nested_concat(joined, part, padding_index=_PADDING)
-    return joined
+def _joined(parts: list[np.ndarray]) -> Any:
+    """All rows, padded to the longest; None without parts."""
+    join = functools.partial(nested_concat, padding_index=_PADDING)
+    return functools.reduce(join, parts) if parts else None
 
 
 def _metrics(metrics: Metrics | None, logits: list[np.ndarray], labels: list[np.ndarray]) -> dict[str, float]:

@@ -8,6 +8,7 @@ Layout of `runs/<recipe>/<time>/`::
     metrics.json    validation and test metrics, before and after
     report.json, report.md, report.png
     final/          the model: AutoModel...from_pretrained("runs/.../final")
+    exported/       the same for another runtime, where the recipe says so: exported_pipeline("runs/.../exported")
 """
 
 import json
@@ -22,18 +23,23 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import set_seed
 
 from hf_efficient import __version__
 from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.before_after import plain_metrics, training_figures
 from hf_efficient.data import load
-from hf_efficient.errors import ConfigError
+from hf_efficient.errors import ConfigError, ExportError
+from hf_efficient.export import REPORT, ExportResult, export
+from hf_efficient.exported import exported_pipeline, pipeline_of
 from hf_efficient.files import atomic_folder, write_json, write_text
+from hf_efficient.guard import predictions
 from hf_efficient.measure import (
     Measurement,
     PeakMemory,
+    Runtime,
+    Timing,
     TorchRuntime,
     machine,
     measure,
@@ -44,6 +50,7 @@ from hf_efficient.phase import FINAL, save_final
 from hf_efficient.plan import Plan, build_optimizations
 from hf_efficient.recipe import STAGE_DEFAULTS, Recipe, training_values
 from hf_efficient.report import Report
+from hf_efficient.runtimes import require
 from hf_efficient.settings import parse
 from hf_efficient.task import Task, get_task
 from hf_efficient.trainer import EfficientTrainer
@@ -51,6 +58,7 @@ from hf_efficient.trainer import EfficientTrainer
 MEASURED_EXAMPLES = 256
 """Real examples on which latency and throughput are measured."""
 
+EXPORTED = "exported"
 FINISHED, RUNNING = "finished", "running"
 STAGE_FILE = "stage.json"
 
@@ -62,14 +70,26 @@ class RunResult:
     Attributes:
         folder: the run folder.
         model: the finished model's folder.
-        metrics: ``{"validation" or "test": {"before": {...}, "after": {...}}}``.
+        metrics: ``{"validation" or "test": {"before": {...}, "after": {...}}}``, and ``"exported"`` where there is an
+            export.
         report: before and after, measured on this machine.
+        exported: the export; None where the recipe asks for none.
     """
 
     folder: Path
     model: Path
     metrics: dict[str, dict[str, dict[str, float]]]
     report: Report
+    exported: ExportResult | None = None
+    sample: str | dict[str, str] | None = None
+    """A question of the judged data, where the task's inputs are text."""
+
+    def answer(self) -> list[dict[str, Any]]:
+        """What the export says to `sample`, through its pipeline; empty without them."""
+        if self.exported is None or self.sample is None:
+            return []
+        answers = exported_pipeline(self.exported.folder)(self.sample)
+        return [answers] if isinstance(answers, dict) else answers
 
 
 def run(
@@ -90,6 +110,7 @@ def run(
 
     Raises:
         ConfigError, DataError, MissingDependencyError: before anything is written, where the cause is bad input.
+        ExportError: the export does not compute what the model does; the run is finished but for it.
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe, overrides)
@@ -163,6 +184,9 @@ class _Job:
             where = f"stages.{name}"
             plan = Plan(build_optimizations(stage.optimizations, f"{where}.optimizations"))
             plan.check(Context(args=job.arguments(name, Path("runs")), model=model))
+        if recipe.export is not None:
+            require(recipe.export.format)
+            pipeline_of(type(model).__name__)
         return job
 
     def arguments(self, stage: str, folder: Path) -> EfficientTrainingArguments:
@@ -240,6 +264,16 @@ class _Job:
     def finish(self, folder: Path, before: Path, after: Path, metrics: dict[str, Any]) -> RunResult:
         """Measure, write report and metrics, put the model in place, mark the run finished."""
         stages = {name: _read_json(folder / "stages" / name / STAGE_FILE) for name in self.recipe.stages}
+        exported, refused = None, None
+        try:
+            exported = self.export(after, folder / EXPORTED)
+        except ExportError as error:  # the training is finished and worth its report all the same
+            refused = error
+        notes = [f"Metrics on {self.judged} data ({len(self.encoded[self.judged])} examples)."]
+        if exported is not None:
+            metrics[self.judged]["exported"] = self.exported_metrics(exported)
+            notes.append(f"Export ({exported.format}, quantize {exported.quantize}): {exported.comparison}.")
+        # The report's column of the export: exported.measurement and metrics[self.judged]["exported"]
         report = Report(
             title=f"{self.recipe.name}: before and after",
             before=self.measurement(before),
@@ -248,30 +282,73 @@ class _Job:
             metrics_after=metrics[self.judged]["after"],
             training={name: stage["training"] for name, stage in stages.items()},
             changes=[{"stage": name, **change} for name, stage in stages.items() for change in stage["changes"]],
-            notes=[f"Metrics on {self.judged} data ({len(self.encoded[self.judged])} examples)."],
+            notes=notes if refused is None else [*notes, f"No export: {refused}"],
         )
         report.save(folder)
         write_json(folder / "metrics.json", metrics)
         with atomic_folder(folder / FINAL) as path:
             shutil.copytree(after, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("training_args.bin"))
         _write_status(folder, self.recipe, FINISHED)
-        return RunResult(folder, folder / FINAL, metrics, report)
+        if refused is not None:
+            raise refused
+        return RunResult(folder, folder / FINAL, metrics, report, exported, self.sample)
+
+    def export(self, model: Path, folder: Path) -> ExportResult | None:
+        """Export the finished model, judged on validation data; an interrupted run finds what it had done."""
+        chosen = self.recipe.export
+        if chosen is None:
+            return None
+        if (folder / REPORT).is_file():
+            return ExportResult.load(folder)
+        return export(
+            self.task.load_model(str(model)),
+            folder,
+            **chosen.model_dump(),
+            examples=self.encoded["validation"],
+            collate=self.task.collator(),
+            metrics=self.task.compute_metrics,
+            main_metric=self.task.main_metric,
+            greater_is_better=self.task.greater_is_better,
+            processor=self.processor,
+            timing=self.timing,
+        )
+
+    def exported_metrics(self, exported: ExportResult) -> dict[str, float]:
+        """The export's metrics on the data that the report speaks of."""
+        found = self.task.compute_metrics(
+            predictions(exported.runtime(), self.encoded[self.judged], self.task.collator())
+        )
+        return {name: float(value) for name, value in found.items()}
+
+    @property
+    def sample(self) -> str | dict[str, str] | None:
+        """The first question of the judged data, where inputs are text."""
+        found = self.task.raw(self.data[self.judged][0])
+        texts = found.values() if isinstance(found, dict) else [found]
+        return found if all(isinstance(text, str) for text in texts) else None
 
     @property
     def judged(self) -> str:
         """The split that the report speaks of."""
         return "test" if "test" in self.encoded else "validation"
 
-    def measurement(self, path: Path) -> Measurement:
-        """Size, latency and memory of a saved model on real inputs."""
+    def measured_rows(self) -> Dataset:
+        """Real inputs on which latency and throughput are measured."""
         count = min(MEASURED_EXAMPLES, len(self.encoded[self.judged]))
-        chosen = self.data[self.judged].shuffle(seed=self.recipe.seed).select(range(count))
-        examples = list(self.task.encode(chosen))
-        model, collate = self.task.load_model(str(path)), self.task.collator()
-        raw = [self.task.raw(row) for row in chosen]
-        timing = measure(TorchRuntime(model), examples, collate, preprocess=self.task.preprocess, raw=raw)
-        memory = peak_memory_mb(path, collate(examples[: timing.batch_size]))
-        return Measurement.of(timing, model, path, memory)
+        return self.data[self.judged].shuffle(seed=self.recipe.seed).select(range(count))
+
+    def timing(self, runtime: Runtime) -> Timing:
+        rows = self.measured_rows()
+        raw = [self.task.raw(row) for row in rows]
+        examples = list(self.task.encode(rows))
+        return measure(runtime, examples, self.task.collator(), preprocess=self.task.preprocess, raw=raw)
+
+    def measurement(self, path: Path) -> Measurement:
+        """Size, latency and memory of a saved model."""
+        model = self.task.load_model(str(path))
+        timing = self.timing(TorchRuntime(model))
+        batch = self.task.collator()(list(self.task.encode(self.measured_rows().select(range(timing.batch_size)))))
+        return Measurement.of(timing, model, path, peak_memory_mb(path, batch))
 
 
 def _has_started(folder: Path) -> bool | str:

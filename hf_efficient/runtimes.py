@@ -5,12 +5,9 @@ import json
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from hf_efficient.errors import ConfigError, MissingDependencyError, unknown
-
-if TYPE_CHECKING:
-    from transformers.exporters import ExportedModel
 
 MANIFEST = "export.json"
 """What transformers' exporters write beside a program; a folder with it is an export."""
@@ -28,13 +25,13 @@ class ExportedRuntime:
         MissingDependencyError: the runtime is not installed.
     """
 
-    name: ClassVar[str]
+    name: str
     format: ClassVar[str]
     """Of the export: the key in `RUNTIMES`, and the name of the extra that brings the packages."""
     packages: ClassVar[tuple[str, ...]]
     """Modules that must be there; the first is the runtime itself."""
 
-    device = "cpu"
+    device: str = "cpu"
 
     def __init__(self, folder: str | Path, threads: int | None = None):
         require(self.format)
@@ -47,7 +44,7 @@ class ExportedRuntime:
         self.folder = Path(folder)
         options = self._options(threads)
         try:
-            self.exported: ExportedModel = ExportedModel.from_pretrained(folder, device="cpu", **options)
+            self.exported = ExportedModel.from_pretrained(folder, device="cpu", **options)
         except Exception as error:  # each runtime has its own errors for files that it cannot read
             raise _damaged(folder, error) from error
 

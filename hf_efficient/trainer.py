@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import datasets
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, has_length
 
 from hf_efficient.checkpoint import load_state, load_weights, save_state
@@ -24,7 +24,11 @@ from hf_efficient.optimization import Context, Optimization, overrides
 from hf_efficient.phase import MAIN, Phase, train_phases
 from hf_efficient.plan import Plan, build_optimizations
 
+EXPORT_EXAMPLES = 2000
+"""Examples of the evaluation data, drawn by the seed, on which an export is checked at most."""
+
 if TYPE_CHECKING:
+    from hf_efficient.export import ExportResult
     from hf_efficient.report import Report
 
     _Base = Trainer
@@ -104,6 +108,66 @@ class EfficientMixin(_Base):
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
         finally:
             self.args = args
+
+    def export(
+        self,
+        format: str = "onnx",
+        quantize: str = "none",
+        folder: str | Path | None = None,
+        max_drop: float = 0.01,
+    ) -> "ExportResult | None":
+        """The model as a folder that another runtime serves, checked on ``eval_dataset`` (`hf_efficient.export`).
+
+        What may drop by quantization is ``args.metric_for_best_model`` where `compute_metrics` gives it, else its first
+        metric; without `compute_metrics`, predictions that change are counted.
+
+        Args:
+            folder: `<output_dir>/exported` when None.
+
+        Returns:
+            the result; None on processes other than the main one.
+
+        Raises:
+            ConfigError: no such format, a model that is not exported, or no evaluation data.
+            ExportError: the export does not compute what the model does; nothing was written.
+        """
+        from hf_efficient.export import export
+
+        result = None
+        if self.is_world_process_zero():
+            dataset = self.eval_dataset
+            dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
+            best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+            result = export(
+                cast(nn.Module, self.model),
+                folder or Path(str(self.args.output_dir)) / "exported",
+                format=format,
+                quantize=quantize,
+                examples=self.examples(dataset, EXPORT_EXAMPLES),
+                collate=self.collate,
+                metrics=self._export_metrics(),
+                main_metric=None if best == "loss" else best,
+                greater_is_better=best == "loss" or self.args.greater_is_better is not False,
+                max_drop=max_drop,
+                processor=self.processing_class,
+                seconds=getattr(self.args, "measure_seconds", 0),
+            )
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _export_metrics(self) -> Any:
+        """`compute_metrics` as it can be called on logits and labels alone; None where it cannot."""
+        given, prepare = self.compute_metrics, self.preprocess_logits_for_metrics
+        if given is None or self.args.batch_eval_metrics or self.args.include_for_metrics:
+            return None
+        if prepare is None:
+            return given
+
+        def metrics(prediction: EvalPrediction) -> dict[str, float]:
+            tensors = (torch.as_tensor(value) for value in (prediction.predictions, prediction.label_ids))
+            return given(EvalPrediction(prepare(*tensors).numpy(), prediction.label_ids))  # type: ignore[arg-type]
+
+        return metrics
 
     def context(self, folder: str | Path | None = None, resuming: bool = False) -> Context:
         """What optimizations may know about this training."""

@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., "ExportResult"]:
-    """``exports(case, format, quantize)``: that export of `tests.exports.CASES`, made on first use; do not write there."""
+    """``exports(case, format, quantize)``: of `tests.exports.CASES`, made on first use, to be read only."""
     from tests.exports import make_export
 
     @functools.cache

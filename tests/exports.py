@@ -14,7 +14,14 @@ from tests.tasks.conftest import tiny_tokenizer
 from tests.test_checkpoint import layer_cut
 from tests.tiny import image_examples, image_model, pad, text_model, token_examples, token_model
 
-TEXTS = ["my card is lost", "how do i pay", "where is the money", "a new card", "no", "do not pay the app now i lost it"]
+TEXTS = [
+    "my card is lost",
+    "how do i pay",
+    "where is the money",
+    "a new card",
+    "no",
+    "do not pay the app now i lost it",
+]
 
 
 @dataclass(frozen=True)
