@@ -30,7 +30,7 @@ def test_exports_beside_the_model(folder: Path, capsys: pytest.CaptureFixture[st
 
 
 BAD = {
-    "no model": (["nowhere/model", "data.test=test.csv"], "no model there"),
+    "no model": (["./nowhere/model", "data.test=test.csv"], "no model there"),
     "no data": (["run/final", "data.max_length=16"], "data.test=FILE"),
     "no such data": (["run/final", "data.test=none.csv", "data.max_length=16"], "none.csv"),
     "other settings": (["run/final", "model=x"], "data.key=value"),

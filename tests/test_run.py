@@ -1,5 +1,6 @@
 """A run, end to end on real text: its folder, its result, and continuing after a kill."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, TrainerCallback, pipeline
 
 from hf_efficient import ConfigError, ExportError, MissingDependencyError, Recipe
+from hf_efficient.measure import measure
 from hf_efficient.recipe import bundled
 from hf_efficient.run import newest_unfinished, run
 from hf_efficient.tasks.text_classification import TextClassification
@@ -154,10 +156,17 @@ def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monk
     assert TextClassification.name == Recipe.load(name).task
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure in no time: what matters here is what is kept."""
+    monkeypatch.setattr("hf_efficient.run.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
+    monkeypatch.setattr("hf_efficient.run.peak_memory_mb", lambda *args, **kwargs: None)
+
+
 EXPORT = "export={format: onnx, quantize: none}"
 
 
-def test_export_follows_the_last_stage(recipe: Path, tmp_path: Path) -> None:
+def test_export_follows_the_last_stage(recipe: Path, tmp_path: Path, hasty: None) -> None:
     """A run that dies in the export trains nothing again, and one that dies after it exports nothing again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hf_efficient.run.export", interrupted)
@@ -188,7 +197,9 @@ def interrupted(*args: Any, **kwargs: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_refused_export_leaves_a_finished_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_export_leaves_a_finished_run(
+    recipe: Path, tmp_path: Path, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise ExportError("it costs too much")
 
