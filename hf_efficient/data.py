@@ -103,6 +103,19 @@ def load(settings: DataSettings, *, seed: int = 42, sample_root: Path | None = N
     return DatasetDict({split: splits[split] for split in SPLITS if split in splits})
 
 
+def load_split(settings: DataSettings, split: str, *, sample_root: Path | None = None) -> Dataset:
+    """One split alone, from the source that ``settings`` name for it, with the columns that the task needs.
+
+    Raises:
+        DataError: as for `load`.
+    """
+    root = sample_root or Path(str(resources.files("hf_efficient.tasks") / "data"))
+    source = getattr(settings, split)
+    dataset = _pick(_read(source, split, root), split, source)
+    check_columns(dataset, settings.columns(), f"data.{split} '{source}'")
+    return dataset
+
+
 def check_columns(dataset: Dataset, columns: Sequence[str], where: str) -> None:
     """Refuse an empty data set, a missing column, and missing or blank values.
 

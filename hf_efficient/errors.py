@@ -20,6 +20,10 @@ class DataError(EfficientError, ValueError):
     """A data set that cannot be read or does not fit the task."""
 
 
+class ExportError(EfficientError):
+    """An export that does not compute what its model does; nothing of it was kept."""
+
+
 class HubError(EfficientError, OSError):
     """A model that did not get to the Hub."""
 

@@ -1,18 +1,26 @@
-"""What becomes of a trainer's finished model: its card, and its push to the Hub."""
+"""What becomes of a trainer's finished model: its card, its export, and its push to the Hub."""
 
 import copy
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
+import torch
+from transformers import EvalPrediction
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_efficient.card import About, update_card, write_card
 from hf_efficient.errors import EfficientError
 from hf_efficient.hub import CARD, hub_id, push_folder, remove_local_names, repository
 
+if TYPE_CHECKING:
+    from hf_efficient.export import ExportResult
+
 logger = logging.getLogger(__name__)
+
+EXPORT_EXAMPLES = 2000
+"""Examples of the evaluation data, drawn by the seed, on which an export is checked at most."""
 
 _HUB_FILES = "hf://datasets/"
 
@@ -125,3 +133,47 @@ def complete_card(trainer: Any, metadata: dict[str, Any]) -> bool:
     if trainer.is_world_process_zero():
         update_card(trainer.finished / CARD, trainer.hub_model_id, **metadata)
     return True
+
+
+def export_finished(
+    trainer: Any, format: str, quantize: str, folder: str | Path | None, max_drop: float
+) -> "ExportResult | None":
+    """What `EfficientTrainer.export` says; on the main process, while the others wait."""
+    from hf_efficient.export import export
+
+    result = None
+    if trainer.is_world_process_zero():
+        dataset = trainer.eval_dataset
+        dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
+        best = (trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
+        result = export(
+            trainer.model,
+            folder or Path(trainer.args.output_dir) / "exported",
+            format=format,
+            quantize=quantize,
+            examples=trainer.examples(dataset, EXPORT_EXAMPLES),
+            collate=trainer.collate,
+            metrics=_export_metrics(trainer),
+            main_metric=None if best == "loss" else best,
+            greater_is_better=best == "loss" or trainer.args.greater_is_better is not False,
+            max_drop=max_drop,
+            processor=trainer.processing_class,
+            seconds=getattr(trainer.args, "measure_seconds", 0),
+        )
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _export_metrics(trainer: Any) -> Any:
+    """`compute_metrics` as it can be called on logits and labels alone; None where it cannot."""
+    given, prepare = trainer.compute_metrics, trainer.preprocess_logits_for_metrics
+    if given is None or trainer.args.batch_eval_metrics or trainer.args.include_for_metrics:
+        return None
+    if prepare is None:
+        return given
+
+    def metrics(prediction: EvalPrediction) -> dict[str, float]:
+        tensors = (torch.as_tensor(value) for value in (prediction.predictions, prediction.label_ids))
+        return given(EvalPrediction(prepare(*tensors).numpy(), prediction.label_ids))
+
+    return metrics

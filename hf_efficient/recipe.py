@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.errors import ConfigError, unknown
+from hf_efficient.export import check_choice
 from hf_efficient.plan import build_optimizations
 from hf_efficient.settings import parse
 from hf_efficient.task import get_task
@@ -40,6 +41,16 @@ class Stage(BaseModel):
     optimizations: dict[str, Any] = Field(default={}, description="name -> settings")
 
 
+class Export(BaseModel):
+    """What the finished model is exported to, after the last stage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: str = "onnx"
+    quantize: str = "none"
+    max_drop: float = Field(default=0.01, description="greatest drop of the task's main metric on validation data")
+
+
 class Recipe(BaseModel):
     """A scenario: what to train on which data, in which stages."""
 
@@ -50,6 +61,7 @@ class Recipe(BaseModel):
     model: str = Field(description="Hub id or folder")
     data: dict[str, Any] = Field(description="train, validation, test and the task's columns")
     stages: dict[str, Stage] = Field(min_length=1)
+    export: Export | None = None
     seed: int = 42
 
     @classmethod
@@ -62,7 +74,7 @@ class Recipe(BaseModel):
         name, text = _read(recipe)
         values = {"name": name, **_parse_yaml(text, str(recipe))}
         for override in overrides:
-            _override(values, override)
+            set_value(values, override)
         loaded = parse(cls, values, "")
         loaded.check()
         return loaded
@@ -75,6 +87,11 @@ class Recipe(BaseModel):
                 raise ConfigError(f"stages: '{name}' names a folder; use letters, digits and underscores")
             training_values(stage.training, f"stages.{name}.training")
             build_optimizations(stage.optimizations, f"stages.{name}.optimizations")
+        if self.export is not None:
+            try:
+                check_choice(**self.export.model_dump())
+            except ConfigError as error:
+                raise ConfigError(f"export: {error}") from None
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
@@ -150,7 +167,7 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def set_value(values: dict[str, Any], override: str) -> None:
     """Set one dotted key in place; ``override`` is ``key.key=value``, the value read as YAML."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:

@@ -8,6 +8,7 @@ Layout of `runs/<recipe>/<time>/`::
     metrics.json    validation and test metrics, before and after
     report.json, report.md, report.png
     final/          the model and its card: AutoModel...from_pretrained("runs/.../final")
+    exported/       the same for another runtime, where the recipe says so: exported_pipeline("runs/.../exported")
 """
 
 import json
@@ -28,30 +29,28 @@ from transformers import set_seed
 from hf_efficient import __version__
 from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.before_after import plain_metrics, training_figures
-from hf_efficient.card import About, write_card
+from hf_efficient.card import write_card
 from hf_efficient.data import load
-from hf_efficient.errors import ConfigError
+from hf_efficient.errors import ConfigError, ExportError
+from hf_efficient.export import ExportResult
+from hf_efficient.exported import exported_pipeline, pipeline_of
 from hf_efficient.files import atomic_folder, write_json, write_text
 from hf_efficient.measure import (
-    Measurement,
     PeakMemory,
-    TorchRuntime,
     machine,
-    measure,
-    peak_memory_mb,
 )
 from hf_efficient.optimization import Context
+from hf_efficient.outcome import Outcome
 from hf_efficient.phase import FINAL, save_final
 from hf_efficient.plan import Plan, build_optimizations
 from hf_efficient.recipe import STAGE_DEFAULTS, Recipe, training_values
 from hf_efficient.report import Report
+from hf_efficient.runtimes import require
 from hf_efficient.settings import parse
-from hf_efficient.task import Task, get_task
+from hf_efficient.task import get_task
 from hf_efficient.trainer import EfficientTrainer
 
-MEASURED_EXAMPLES = 256
-"""Real examples on which latency and throughput are measured."""
-
+EXPORTED = "exported"
 FINISHED, RUNNING = "finished", "running"
 STAGE_FILE = "stage.json"
 
@@ -63,14 +62,26 @@ class RunResult:
     Attributes:
         folder: the run folder.
         model: the finished model's folder.
-        metrics: ``{"validation" or "test": {"before": {...}, "after": {...}}}``.
+        metrics: ``{"validation" or "test": {"before": {...}, "after": {...}}}``, and ``"exported"`` where there is an
+            export.
         report: before and after, measured on this machine.
+        exported: the export; None where the recipe asks for none.
     """
 
     folder: Path
     model: Path
     metrics: dict[str, dict[str, dict[str, float]]]
     report: Report
+    exported: ExportResult | None = None
+    sample: str | dict[str, str] | None = None
+    """A question of the judged data, where the task's inputs are text."""
+
+    def answer(self) -> list[dict[str, Any]]:
+        """What the export says to `sample`, through its pipeline; empty without them."""
+        if self.exported is None or self.sample is None:
+            return []
+        answers = exported_pipeline(self.exported.folder)(self.sample)
+        return [answers] if isinstance(answers, dict) else answers
 
 
 def run(
@@ -91,6 +102,7 @@ def run(
 
     Raises:
         ConfigError, DataError, MissingDependencyError: before anything is written, where the cause is bad input.
+        ExportError: the export does not compute what the model does; the run is finished but for it.
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe, overrides)
@@ -140,14 +152,8 @@ def _write_status(folder: Path, recipe: Recipe, status: str) -> None:
 
 
 @dataclass
-class _Job:
+class _Job(Outcome):
     """A recipe with its task, data and processor loaded: everything that can be refused has been."""
-
-    recipe: Recipe
-    task: Task
-    data: DatasetDict
-    encoded: DatasetDict
-    processor: Any
 
     @classmethod
     def prepare(cls, recipe: Recipe) -> "_Job":
@@ -164,6 +170,9 @@ class _Job:
             where = f"stages.{name}"
             plan = Plan(build_optimizations(stage.optimizations, f"{where}.optimizations"))
             plan.check(Context(args=job.arguments(name, Path("runs")), model=model))
+        if recipe.export is not None:
+            require(recipe.export.format)
+            pipeline_of(type(model).__name__)
         return job
 
     def arguments(self, stage: str, folder: Path) -> EfficientTrainingArguments:
@@ -241,15 +250,27 @@ class _Job:
     def finish(self, folder: Path, before: Path, after: Path, metrics: dict[str, Any]) -> RunResult:
         """Measure, write report and metrics, put the model in place, mark the run finished."""
         stages = {name: _read_json(folder / "stages" / name / STAGE_FILE) for name in self.recipe.stages}
+        exported, refused = None, None
+        try:
+            exported = self.export(after, folder / EXPORTED)
+        except ExportError as error:  # the training is finished and worth its report all the same
+            refused = error
+        notes = [f"Metrics on {self.judged} data ({len(self.encoded[self.judged])} examples)."]
+        if exported is not None:
+            metrics[self.judged]["exported"] = self.exported_metrics(exported)
+            notes.append(f"Export ({exported.format}, quantize {exported.quantize}): {exported.comparison}.")
+        judged = metrics[self.judged]
         report = Report(
             title=f"{self.recipe.name}: before and after",
             before=self.measurement(before),
             after=self.measurement(after),
-            metrics_before=metrics[self.judged]["before"],
-            metrics_after=metrics[self.judged]["after"],
+            exported=exported.measurement if exported else None,
+            metrics_before=judged["before"],
+            metrics_after=judged["after"],
+            metrics_exported=judged.get("exported", {}),
             training={name: stage["training"] for name, stage in stages.items()},
             changes=[{"stage": name, **change} for name, stage in stages.items() for change in stage["changes"]],
-            notes=[f"Metrics on {self.judged} data ({len(self.encoded[self.judged])} examples)."],
+            notes=notes if refused is None else [*notes, f"No export: {refused}"],
         )
         report.save(folder)
         write_json(folder / "metrics.json", metrics)
@@ -257,33 +278,9 @@ class _Job:
             shutil.copytree(after, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("training_args.bin"))
             write_card(path, report, self.about())
         _write_status(folder, self.recipe, FINISHED)
-        return RunResult(folder, folder / FINAL, metrics, report)
-
-    def about(self) -> About:
-        """What the model card tells of the recipe."""
-        return About(
-            name=self.recipe.name,
-            base_model=self.recipe.model,
-            data=self.recipe.data.get("train"),
-            split=self.judged,
-            training={name: stage.training for name, stage in self.recipe.stages.items()},
-        )
-
-    @property
-    def judged(self) -> str:
-        """The split that the report speaks of."""
-        return "test" if "test" in self.encoded else "validation"
-
-    def measurement(self, path: Path) -> Measurement:
-        """Size, latency and memory of a saved model on real inputs."""
-        count = min(MEASURED_EXAMPLES, len(self.encoded[self.judged]))
-        chosen = self.data[self.judged].shuffle(seed=self.recipe.seed).select(range(count))
-        examples = list(self.task.encode(chosen))
-        model, collate = self.task.load_model(str(path)), self.task.collator()
-        raw = [self.task.raw(row) for row in chosen]
-        timing = measure(TorchRuntime(model), examples, collate, preprocess=self.task.preprocess, raw=raw)
-        memory = peak_memory_mb(path, collate(examples[: timing.batch_size]))
-        return Measurement.of(timing, model, path, memory)
+        if refused is not None:
+            raise refused
+        return RunResult(folder, folder / FINAL, metrics, report, exported, self.sample)
 
 
 def _has_started(folder: Path) -> bool | str:

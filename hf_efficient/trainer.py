@@ -25,6 +25,7 @@ from hf_efficient.phase import MAIN, train_phases
 from hf_efficient.plan import Plan, build_optimizations
 
 if TYPE_CHECKING:
+    from hf_efficient.export import ExportResult
     from hf_efficient.report import Report
 
     _Base = Trainer
@@ -129,6 +130,32 @@ class EfficientMixin(BatchMixin, _Base):
         """Before the end, only checkpoints that were asked for: the model is not what it will be."""
         if self.phase is None or self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def export(
+        self,
+        format: str = "onnx",
+        quantize: str = "none",
+        folder: str | Path | None = None,
+        max_drop: float = 0.01,
+    ) -> "ExportResult | None":
+        """The model as a folder that another runtime serves, checked on ``eval_dataset`` (`hf_efficient.export`).
+
+        What may drop by quantization is ``args.metric_for_best_model`` where `compute_metrics` gives it, else its first
+        metric; without `compute_metrics`, predictions that change are counted.
+
+        Args:
+            folder: `<output_dir>/exported` when None.
+
+        Returns:
+            the result; None on processes other than the main one.
+
+        Raises:
+            ConfigError: no such format, a model that is not exported, or no evaluation data.
+            ExportError: the export does not compute what the model does; nothing was written.
+        """
+        from hf_efficient.finished import export_finished
+
+        return export_finished(self, format, quantize, folder, max_drop)
 
     def context(self, folder: str | Path | None = None, resuming: bool = False) -> Context:
         """What optimizations may know about this training."""

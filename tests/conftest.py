@@ -6,11 +6,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import transformers
+
+if TYPE_CHECKING:
+    from hf_efficient.export import ExportResult
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -36,3 +42,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., "ExportResult"]:
+    """``exports(case, format, quantize)``: of `tests.exports.CASES`, made on first use, to be read only."""
+    from tests.exports import make_export
+
+    @functools.cache
+    def once(case: str, format: str, quantize: str) -> "ExportResult":
+        folder = tmp_path_factory.mktemp("export") / "model"
+        return make_export(folder, case, format=format, quantize=quantize, max_drop=0.2)
+
+    return lambda case="text", format="onnx", quantize="none": once(case, format, quantize)

@@ -14,11 +14,12 @@ LAYERS = [
     {"optimization", "timing"},
     {"measure"},
     {"plan", "report", "picture", "wording"},
-    {"arguments", "before_after", "card"},
+    {"arguments", "before_after", "card", "guard", "runtimes", "exported", "export"},
     {"finished"},
     {"phase"},
     {"batches"},
     {"trainer", "task", "recipe"},
+    {"outcome"},
     {"run"},
     {"cli"},
 ]

@@ -109,3 +109,23 @@ def test_own_file_names_the_runs(tmp_path: Path) -> None:
     values = yaml.safe_load(source("customer-service"))
     (tmp_path / "my_bank.yaml").write_text(yaml.safe_dump(values))
     assert Recipe.load(tmp_path / "my_bank.yaml").name == "my-bank"
+
+
+class TestExport:
+    @pytest.mark.parametrize(
+        ("block", "message"),
+        [
+            ("{formt: onnx}", "export: unknown key 'formt'; did you mean 'format'"),
+            ("{format: onxx}", "export: unknown export format 'onxx'; did you mean 'onnx'"),
+            ("{format: openvino, quantize: dynamic}", "export: format 'openvino'"),
+            ("{max_drop: -0.1}", "max_drop must be 0 or more"),
+            ("{max_drop: much}", "valid number"),
+        ],
+    )
+    def test_refused(self, block: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            Recipe.load("customer-service", [f"export={block}"])
+
+    def test_can_be_left_out(self) -> None:
+        assert Recipe.load("customer-service", ["export=null"]).export is None
+        assert Recipe.load("customer-service").export is not None

@@ -1,6 +1,8 @@
 """A run, end to end on real text: its folder, its result, and continuing after a kill."""
 
+import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, TrainerCallback, pipeline
 
-from hf_efficient import ConfigError, Recipe
+from hf_efficient import ConfigError, ExportError, MissingDependencyError, Recipe
+from hf_efficient.measure import measure
 from hf_efficient.recipe import bundled
 from hf_efficient.run import newest_unfinished, run
 from hf_efficient.tasks.text_classification import TextClassification
@@ -164,3 +167,67 @@ def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monk
     assert isinstance(folder, Path)
     assert weights(folder / "stages/compress/final")
     assert TextClassification.name == Recipe.load(name).task
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure in no time: what matters here is what is kept."""
+    monkeypatch.setattr("hf_efficient.run.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
+    monkeypatch.setattr("hf_efficient.run.peak_memory_mb", lambda *args, **kwargs: None)
+
+
+EXPORT = "export={format: onnx, quantize: none}"
+
+
+def test_export_follows_the_last_stage(recipe: Path, tmp_path: Path, hasty: None) -> None:
+    """A run that dies in the export trains nothing again, and one that dies after it exports nothing again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_efficient.run.export", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, [EXPORT], runs=tmp_path / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_efficient.run._Job.train", no_measurement)
+        patch.setattr("hf_efficient.run.Report.save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, runs=tmp_path / "runs", resume=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_efficient.run.export", no_measurement)
+        result = run(recipe, runs=tmp_path / "runs", resume=True)
+    assert result is not None
+    exported = result.exported
+    assert exported is not None
+    assert exported.folder == result.folder / "exported"
+    assert exported.measurement is not None
+    assert exported.measurement.latency_with_preprocessing_ms is not None
+    assert result.metrics["test"]["exported"]["accuracy"] == result.metrics["test"]["after"]["accuracy"]
+    assert json.loads((result.folder / "metrics.json").read_text())["test"]["exported"]
+    assert "Export (onnx, quantize none)" in (result.folder / "report.md").read_text()
+    assert result.sample == "how do i pay 40"
+    assert result.answer()[0]["label"] == "a"
+
+
+def interrupted(*args: Any, **kwargs: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_refused_export_leaves_a_finished_run(
+    recipe: Path, tmp_path: Path, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ExportError("it costs too much")
+
+    monkeypatch.setattr("hf_efficient.run.export", refuse)
+    with pytest.raises(ExportError, match="too much"):
+        run(recipe, [EXPORT, "stages.compress.training.max_steps=1"], runs=tmp_path / "runs")
+    folder = next((tmp_path / "runs" / "tiny").iterdir())
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    assert "No export: it costs too much" in (folder / "report.md").read_text()
+    assert weights(folder / "final")
+    assert not (folder / "exported").exists()
+
+
+def test_export_that_cannot_be_is_refused_first(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r"hf-efficient\[onnx\]"):
+        run(recipe, [EXPORT], runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

