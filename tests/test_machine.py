@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from hf_efficient.errors import ConfigError
-from hf_efficient.machine import LOCK_NAME, PeakMemory, machine, measurement_lock
+from hf_efficient.machine import LOCK_NAME, PeakMemory, compiler_missing, machine, measurement_lock
 from hf_efficient.measure import TorchRuntime, measure
 from tests.tiny import pad, text_examples, text_model
 
@@ -128,3 +128,14 @@ def test_peak_of_this_process() -> None:
         pass
     assert later.peak_mb < peak.peak_mb - 150
     assert later.device_peak_mb is None or torch.cuda.is_initialized()
+
+
+def test_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", sys.executable)  # anything that can be run
+    assert compiler_missing("cpu") == ""
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "apt install g++" in compiler_missing("cpu")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "pip install triton" in compiler_missing("cuda")
+    assert compiler_missing("mps") == ""
