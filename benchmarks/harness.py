@@ -94,9 +94,16 @@ class Bench:
     def seeds(self) -> range:
         return range(1 if self.quick else 3)
 
-    def cell(self, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The plain values that ``compute`` returns for ``settings``, from the cache where it has them."""
-        key = {"settings": settings, "quick": self.quick, "code": self.code, "machine": _conditions()}
+    def cell(
+        self, settings: dict[str, Any], compute: Callable[[], dict[str, Any]], peer: bool = False
+    ) -> dict[str, Any]:
+        """The plain values that ``compute`` returns for ``settings``, from the cache where it has them.
+
+        Args:
+            peer: nothing of ours is measured: the cell stays good whatever becomes of our code.
+        """
+        code = "" if peer else self.code
+        key = {"settings": settings, "quick": self.quick, "code": code, "machine": _conditions()}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
         path = self.cache / self.name / f"{digest}.json"
         told = ", ".join(f"{name} {value}" for name, value in settings.items())

@@ -8,6 +8,7 @@ the time). Everything else is equal: model, learning rate, batch size 32 (on ave
 import functools
 from typing import Any
 
+import hf_efficient.batches
 import hf_efficient.functional.batching
 import hf_efficient.optimizations.length_batching
 from benchmarks.banking77 import BATCH, accuracy, banking77, trainer
@@ -66,6 +67,7 @@ def body(bench: Bench) -> None:
             bench.cell(
                 {"accuracy": strategy, "seed": seed},
                 functools.partial(final_accuracy, strategy, seed, **limits),
+                peer=strategy != OURS,
             )["accuracy"]
             for seed in bench.seeds
         ]
@@ -83,6 +85,7 @@ def body(bench: Bench) -> None:
 
 
 DEPENDS = (
+    hf_efficient.batches,
     hf_efficient.functional.batching,
     hf_efficient.optimizations.length_batching,
 )

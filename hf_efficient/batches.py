@@ -36,6 +36,8 @@ class BatchMixin(_Base):
 
     _counts_items: bool | None = None
     _items: "Items | None" = None
+    _weights: list[Any]
+    """Of the micro-batches of this step so far."""
 
     @property
     def _plan(self) -> Plan:
@@ -43,7 +45,7 @@ class BatchMixin(_Base):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        self._items = None
+        self._items, self._weights = None, []
         makers = self._plan.overriding("batch_sampler")
         if not makers or not has_length(dataset):
             return super()._get_train_sampler(train_dataset)
@@ -109,8 +111,28 @@ class BatchMixin(_Base):
         loss, outputs = stock_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         loss = self.phase.plan.loss(loss, given, outputs, scale)
         if self._items is not None:
-            loss = loss / scale * usual * self._items.weight(given)
+            weight = self._items.weight(given)
+            self._weights.append(weight)
+            loss = loss / scale * usual * weight
         return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Stock's; where batches hold unequally much, the limit is that of an average one.
+
+        With one limit for all, clipping would let a large batch count no more than a small one.
+        """
+        if self._items is None:
+            return super()._clip_grad_norm(model)
+        weights, self._weights = self._weights, []
+        mean = sum(map(float, weights)) / self.args.gradient_accumulation_steps
+        if self.accelerator.num_processes > 1:  # gradients are averaged over processes
+            mean = float(self.accelerator.reduce(torch.tensor(mean, device=self.args.device), "mean"))
+        limit = self.args.max_grad_norm
+        self.args.max_grad_norm = limit * mean
+        try:
+            return super()._clip_grad_norm(model)
+        finally:
+            self.args.max_grad_norm = limit
 
     def _loss_scale(
         self, stock_loss: Any, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None

@@ -82,6 +82,37 @@ def test_epoch_of_gradients_is_that_of_all_data(tmp_path: Path, kind: str, loss:
         torch.testing.assert_close(total, expected[name] * factor, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_clipping_keeps_the_weights(tmp_path: Path, accumulation: int) -> None:
+    """Where every step is clipped, a step's gradient is as long as it holds examples."""
+    norms, sizes = [], []
+
+    class Note(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+
+    def collate(examples: list[Any]) -> Any:
+        sizes.append(len(examples))
+        return KINDS["text"].trainer["data_collator"](examples)
+
+    given = {"callbacks": [Note(), LengthBatching()], "data_collator": collate}
+    options = {"num_train_epochs": 1, "max_grad_norm": 1e-3, "learning_rate": 0.0, "measure_seconds": 0}
+    trainer = build(
+        EfficientTrainer,
+        EfficientTrainingArguments,
+        tmp_path,
+        given=given,
+        gradient_accumulation_steps=accumulation,
+        **options,
+    )
+    trainer.train()
+    assert trainer.args.max_grad_norm == 1e-3
+    steps = [sum(sizes[start : start + accumulation]) for start in range(0, len(sizes), accumulation)]
+    assert len(set(steps)) > 1
+    mean = sum(steps) / len(steps)
+    assert [float(norm) for norm in norms] == pytest.approx([1e-3 * size / mean for size in steps], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("labels", "shifted", "count"),
     [
