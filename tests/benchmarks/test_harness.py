@@ -24,8 +24,8 @@ def test_cells_are_computed_once(tmp_path: Path) -> None:
     assert bench(tmp_path).cell({"seed": 0}, compute) == {"value": 1}
     assert bench(tmp_path).cell({"seed": 1}, compute) == {"value": 2}
     assert bench(tmp_path, code="changed").cell({"seed": 0}, compute) == {"value": 3}
-    assert bench(tmp_path, code="changed").cell({"seed": 0}, compute, peer=True) == {"value": 4}
-    assert bench(tmp_path, code="again").cell({"seed": 0}, compute, peer=True) == {"value": 4}
+    assert bench(tmp_path, code="changed").cell({"seed": 2}, compute, peer=True) == {"value": 4}
+    assert bench(tmp_path, code="again").cell({"seed": 2}, compute, peer=True) == {"value": 4}
     assert bench(tmp_path, quick=True).cell({"seed": 0}, compute) == {"value": 5}
     assert bench(tmp_path, fresh=True).cell({"seed": 0}, compute) == {"value": 6}
 
