@@ -21,6 +21,10 @@ quality: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.length_batching
+	$(BIN)/python -m benchmarks.optimizers
+	$(BIN)/python -m benchmarks.export
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf .venv build dist *.egg-info
