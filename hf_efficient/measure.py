@@ -5,7 +5,6 @@ MB are 1e6 bytes throughout. `python -m hf_efficient.measure FOLDER BATCH [DEVIC
 """
 
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from hf_efficient.errors import ConfigError, unknown
+from hf_efficient.functional.batching import spread
 from hf_efficient.machine import MB, PeakMemory, machine, measurement_lock
 from hf_efficient.timing import (
     Runtime,
@@ -226,16 +226,10 @@ def _check(
 def _mixed(lengths: Sequence[int]) -> list[int]:
     """Indices so ordered that any stretch of them has nearly the length distribution of all.
 
-    Fast and slow models get different numbers of runs in the same time, and this way the same mix of lengths. Steps of
-    the golden ratio around a circle spread evenly, however many are taken.
+    Fast and slow models get different numbers of runs in the same time, and this way the same mix of lengths.
     """
-    count = len(lengths)
-    by_length = sorted(range(count), key=lengths.__getitem__)
-    points = [(step * (math.sqrt(5) - 1) / 2) % 1 for step in range(count)]
-    order = [0] * count
-    for rank, step in enumerate(sorted(range(count), key=points.__getitem__)):
-        order[step] = by_length[rank]
-    return order
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [by_length[rank] for rank in spread(len(lengths))]
 
 
 def _summary(lengths: list[int]) -> dict[str, float] | None:

@@ -1,6 +1,7 @@
 """Batches of examples of similar length: less padding, the same cost for each batch."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,18 +10,18 @@ import torch
 def length_batches(
     lengths: torch.Tensor, steps: int, per_step: int, windows: int, generator: torch.Generator
 ) -> list[list[int]]:
-    """Put every example into one of ``steps * per_step`` batches, in random order.
+    """Put every example into one of ``steps * per_step`` batches.
 
     Examples are shuffled and split into windows; within a window they are sorted by length and cut where the batches
     come out equally expensive (see `equal_cost`). So short examples stand in large batches, and which examples meet in
-    a batch is random as far as windows and ties in length allow.
+    a batch is random as far as windows and ties in length allow. Short and long ones take turns (see `spread`).
 
     Args:
         lengths: tokens of each example, shape (examples,), at least 1.
-        steps: groups of batches; the batches of a group come from one window, and groups are shuffled.
+        steps: groups of batches, which may differ in length.
         per_step: batches in a group: processes times gradient accumulation.
         windows: at most this many windows, each of at least one step.
-        generator: decides order and windows; the same seed gives the same batches.
+        generator: decides windows and order; the same seed gives the same batches.
 
     Returns:
         lists of example indices, none empty; the batches ``[k * per_step, (k + 1) * per_step)`` are step k.
@@ -32,15 +33,32 @@ def length_batches(
         raise ValueError(f"{steps * per_step} batches need as many examples, got {len(lengths)}")
     order = torch.randperm(len(lengths), generator=generator)
     windows = max(1, min(windows, steps))
-    groups = []
+    batches: list[list[int]] = []
     for window in range(windows):
         first, last = (steps * edge // windows for edge in (window, window + 1))
         inside = order[len(order) * first // steps : len(order) * last // steps]
         by_length = inside[torch.argsort(lengths[inside], descending=True, stable=True)]
         edges = equal_cost(lengths[by_length].tolist(), (last - first) * per_step)
-        batches = [by_length[start:stop].tolist() for start, stop in itertools.pairwise(edges)]
-        groups += [batches[start : start + per_step] for start in range(0, len(batches), per_step)]
-    return [batch for index in torch.randperm(len(groups), generator=generator).tolist() for batch in groups[index]]
+        found = [by_length[start:stop].tolist() for start, stop in itertools.pairwise(edges)]
+        batches += [found[index] for index in spread(len(found), float(torch.rand((), generator=generator)))]
+    return batches
+
+
+def spread(count: int, start: float = 0.0) -> list[int]:
+    """An order of ``count`` sorted things in which any few in a row are spread over all of them.
+
+    Steps of the golden ratio around a circle, which is what fills it most evenly however many are taken. Batches of one
+    length have gradients that differ by what depends on length; so ordered, that averages out over the few steps that
+    an optimizer's momentum holds, as it does within a random batch (stratified sampling).
+
+    Args:
+        start: where on the circle, in [0, 1).
+    """
+    points = [(start + step * (math.sqrt(5) - 1) / 2) % 1 for step in range(count)]
+    order = [0] * count
+    for rank, step in enumerate(sorted(range(count), key=points.__getitem__)):
+        order[step] = rank
+    return order
 
 
 def equal_cost(lengths: Sequence[int], batches: int) -> list[int]:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from hf_efficient.functional.batching import equal_cost, length_batches, padded_tokens
+from hf_efficient.functional.batching import equal_cost, length_batches, padded_tokens, spread
 
 
 def lengths(count: int = 400, seed: int = 0) -> torch.Tensor:
@@ -46,11 +46,21 @@ def test_seed_decides() -> None:
     assert make(tokens, 20, seed=3) != make(tokens, 20, seed=4)
 
 
-def test_batches_of_a_step_come_from_one_window() -> None:
-    """With as many windows as steps, a step holds nearly the same number of examples as any other."""
+def test_with_as_many_windows_as_steps_each_holds_as_much() -> None:
     batches = make(lengths(), 20, per_step=2, windows=20)
     steps = [len(batches[start]) + len(batches[start + 1]) for start in range(0, 40, 2)]
     assert steps == [20] * 20
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 50, 282])
+@pytest.mark.parametrize("start", [0.0, 0.4])
+def test_any_few_in_a_row_are_spread_over_all(count: int, start: float) -> None:
+    order = spread(count, start)
+    assert sorted(order) == list(range(count))
+    for few in (5, 10, 20):
+        for first in range(count - few + 1):
+            middle = sum(order[first : first + few]) / few / (count - 1)
+            assert abs(middle - 0.5) < 1 / few
 
 
 def test_too_few_examples() -> None:
