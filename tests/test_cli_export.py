@@ -1,11 +1,15 @@
 """`hf-efficient export` as a user meets it."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from hf_efficient.cli import main
+from hf_efficient.cli.run_command import print_answer
 from hf_efficient.exported import exported_pipeline
+from hf_efficient.run import RunResult
 from tests.tasks.conftest import tiny_checkpoint
 
 QUESTIONS = "\n".join(["text,label", *(f"my card is lost {index},card\nhow do i pay,pay" for index in "abcdef")])
@@ -27,6 +31,21 @@ def test_exports_beside_the_model(folder: Path, capsys: pytest.CaptureFixture[st
     assert "with ONNX Runtime" in printed.out
     assert printed.err == ""
     assert exported_pipeline(folder / "run" / "exported")("my card")[0]["label"] in ("card", "pay")
+
+
+@pytest.mark.parametrize("case", ["text", "token"])
+def test_a_run_ends_with_an_answer(case: str, exports: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exported = exports(case)
+    result = RunResult(Path(), Path(), {}, cast(Any, None), exported, "my card is lost")
+    print_answer(result)
+    question, *answers = capsys.readouterr().out.strip().splitlines()
+    assert question == "question  my card is lost"
+    said = exported_pipeline(exported.folder)("my card is lost")
+    labels = [answer.get("label") or answer["entity"] for answer in said]
+    assert [line.split()[1] for line in answers] == labels
+    result.sample = None
+    print_answer(result)
+    assert capsys.readouterr().out == ""
 
 
 BAD = {

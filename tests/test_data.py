@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from hf_efficient.data import DataSettings, check_columns, load, split_off
+from hf_efficient.data import DataSettings, check_columns, load, load_split, split_off
 from hf_efficient.errors import ConfigError, DataError
 from hf_efficient.settings import parse
 
@@ -73,6 +73,16 @@ def test_each_format_gives_the_rows_as_written(suffix: str) -> None:
     assert data["train"].to_list() == ROWS
     assert data["validation"].to_list() == ROWS[:5]
     assert set(data) == {"train", "validation"}
+
+
+def test_one_split_alone() -> None:
+    """Whole: nothing is split off, and the other sources are not read."""
+    settings = Labelled(train="none.csv", test=write("test.csv"))
+    assert load_split(settings, "test").to_list() == ROWS
+    with pytest.raises(DataError, match=r"none\.csv"):
+        load_split(settings, "train")
+    with pytest.raises(DataError, match=r"data\.test 't\.csv'.*'label'"):
+        load_split(Labelled(train="none.csv", test=write("t.csv", [{"text": "a"}])), "test")
 
 
 def test_csv_values_stay_text() -> None:

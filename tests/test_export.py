@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMaskedLM
 from transformers.exporters import ExportedModel
 
 from hf_efficient import ConfigError, ExportError, MissingDependencyError
-from hf_efficient.export import CANDIDATES, Candidate, export, verify
+from hf_efficient.export import CANDIDATES, Candidate, ExportResult, export, verify
 from tests.exports import CASES, accuracy, make_export, pad, text, text_examples
 from tests.test_measure import short_and_undisturbed  # noqa: F401  (a fixture)
 
@@ -60,6 +60,7 @@ def test_leaves_a_whole_folder(tmp_path: Path) -> None:
     assert report["measurement"]["runtime"] == "ONNX Runtime"
     assert result.measurement is not None
     assert result.measurement.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert ExportResult.load(result.folder) == result
     weights = [(result.folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data")]
     assert result.measurement.bytes_on_disk == sum(weights)
     assert {"torch", "onnxruntime", "hf-efficient"} <= set(report["versions"])
@@ -191,6 +192,13 @@ class TestRefused:
         with pytest.raises(MissingDependencyError, match=r"hf-efficient\[onnx\]"):
             make_export(tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_report(tmp_path: Path) -> None:
+    for content in ("{", "{}", '{"comparison": {"examples": 1}}'):
+        (tmp_path / "export_report.json").write_text(content)
+        with pytest.raises(ConfigError, match="export again"):
+            ExportResult.load(tmp_path)
 
 
 def test_a_kept_export_can_be_verified_again(exports: Exports) -> None:
