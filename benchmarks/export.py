@@ -59,7 +59,8 @@ def finetuned(bench: Bench, seed: int) -> Path:
     folder = bench.cache / bench.name / f"{'quick' if bench.quick else 'model'}-{seed}"
     if not folder.is_dir():
         length = {"max_steps": 60} if bench.quick else {"num_train_epochs": 3}
-        with trainer(seed, train_sampling_strategy="group_by_length", **length) as made:
+        options = {"optimizations": {"length_batching": {}}, "bf16": True, "use_cpu": True, **length}
+        with trainer(seed, **options) as made:
             made.train()
             print(f"fine-tuned with seed {seed}: accuracy {accuracy(made, 500):.4f} on 500 test rows")
             with atomic_folder(folder) as path:
