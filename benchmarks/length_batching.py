@@ -91,8 +91,8 @@ def bound() -> str:
     random = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     padded, real = padded_tokens(lengths, random) / len(lengths), float(lengths.float().mean())
     return (
-        f"Random batches of {BATCH} are padded to {padded:.1f} tokens an example, the texts have {real:.1f}: where time "
-        f"goes with tokens, batches of any kind are at most {padded / real:.2f} times as fast here, and less by what a "
+        f"Random batches of {BATCH} are padded to {padded:.1f} tokens an example, the texts have {real:.1f}: where "
+        f"time goes with tokens, batches of any kind are at most {padded / real:.2f} times as fast here, and less by what a "
         "step costs whatever its batch (optimizer, clipping, the Trainer's own work)."
     )
 
