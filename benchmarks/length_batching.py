@@ -92,8 +92,8 @@ def bound() -> str:
     padded, real = padded_tokens(lengths, random) / len(lengths), float(lengths.float().mean())
     return (
         f"Random batches of {BATCH} are padded to {padded:.1f} tokens an example, the texts have {real:.1f}: where "
-        f"time goes with tokens, batches of any kind are at most {padded / real:.2f} times as fast here, and less by what a "
-        "step costs whatever its batch (optimizer, clipping, the Trainer's own work)."
+        f"time goes with tokens, batches of any kind are at most {padded / real:.2f} times as fast here, and "
+        "less by what a step costs whatever its batch (optimizer, clipping, the Trainer's own work)."
     )
 
 
