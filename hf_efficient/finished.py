@@ -139,29 +139,32 @@ def export_finished(
     trainer: Any, format: str, quantize: str, folder: str | Path | None, max_drop: float
 ) -> "ExportResult | None":
     """What `EfficientTrainer.export` says; on the main process, while the others wait."""
+    try:
+        return _exported(trainer, format, quantize, folder, max_drop) if trainer.is_world_process_zero() else None
+    finally:  # also where it is refused
+        trainer.accelerator.wait_for_everyone()
+
+
+def _exported(trainer: Any, format: str, quantize: str, folder: str | Path | None, max_drop: float) -> "ExportResult":
     from hf_efficient.export import export
 
-    result = None
-    if trainer.is_world_process_zero():
-        dataset = trainer.eval_dataset
-        dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
-        best = (trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
-        result = export(
-            trainer.model,
-            folder or Path(trainer.args.output_dir) / "exported",
-            format=format,
-            quantize=quantize,
-            examples=trainer.examples(dataset, EXPORT_EXAMPLES),
-            collate=trainer.collate,
-            metrics=_export_metrics(trainer),
-            main_metric=None if best == "loss" else best,
-            greater_is_better=best == "loss" or trainer.args.greater_is_better is not False,
-            max_drop=max_drop,
-            processor=trainer.processing_class,
-            seconds=getattr(trainer.args, "measure_seconds", 0),
-        )
-    trainer.accelerator.wait_for_everyone()
-    return result
+    dataset = trainer.eval_dataset
+    dataset = next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
+    best = (trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
+    return export(
+        trainer.model,
+        folder or Path(trainer.args.output_dir) / "exported",
+        format=format,
+        quantize=quantize,
+        examples=trainer.examples(dataset, EXPORT_EXAMPLES),
+        collate=trainer.collate,
+        metrics=_export_metrics(trainer),
+        main_metric=None if best == "loss" else best,
+        greater_is_better=best == "loss" or trainer.args.greater_is_better is not False,
+        max_drop=max_drop,
+        processor=trainer.processing_class,
+        seconds=getattr(trainer.args, "measure_seconds", 0),
+    )
 
 
 def _export_metrics(trainer: Any) -> Any:

@@ -214,9 +214,10 @@ class _Job(Outcome):
             model = str(stage / FINAL)
         before, after = next(iter(models.values())), Path(model)
         metrics = self.metrics(before, after, folder)
-        result = self.finish(folder, before, after, metrics) if PartialState().is_main_process else None
-        PartialState().wait_for_everyone()
-        return result
+        try:
+            return self.finish(folder, before, after, metrics) if PartialState().is_main_process else None
+        finally:  # also where the export is refused: the others must not wait for ever
+            PartialState().wait_for_everyone()
 
     def train(self, name: str, folder: Path, model: str) -> None:
         """Train one stage from ``model`` and leave it in `<folder>/final`, with `stage.json` to say it is done."""
