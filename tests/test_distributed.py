@@ -34,7 +34,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the results of one process."""
     folder = tmp_path_factory.mktemp("one")
-    distributed_worker.run(folder, processes=1, rank=0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of the two has: kernels that split their work round otherwise
+    try:
+        distributed_worker.run(folder, processes=1, rank=0)
+    finally:
+        torch.set_num_threads(threads)
     return folder
 
 

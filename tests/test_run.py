@@ -108,7 +108,7 @@ class Killed(TrainerCallback):
 def test_resume_continues_the_newest_unfinished(
     recipe: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_efficient.run.measure", no_measurement)
+    monkeypatch.setattr("hf_efficient.outcome.measure", no_measurement)
     monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
     whole = run(recipe, runs=tmp_path / "whole")
     monkeypatch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*default_callbacks(), Killed(stage)])
@@ -172,7 +172,7 @@ def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monk
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure in no time: what matters here is what is kept."""
-    monkeypatch.setattr("hf_efficient.run.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
+    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
     monkeypatch.setattr("hf_efficient.run.peak_memory_mb", lambda *args, **kwargs: None)
 
 
@@ -182,7 +182,7 @@ EXPORT = "export={format: onnx, quantize: none}"
 def test_export_follows_the_last_stage(recipe: Path, tmp_path: Path, hasty: None) -> None:
     """A run that dies in the export trains nothing again, and one that dies after it exports nothing again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_efficient.run.export", interrupted)
+        patch.setattr("hf_efficient.outcome.export", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, [EXPORT], runs=tmp_path / "runs")
     with pytest.MonkeyPatch.context() as patch:
@@ -191,7 +191,7 @@ def test_export_follows_the_last_stage(recipe: Path, tmp_path: Path, hasty: None
         with pytest.raises(KeyboardInterrupt):
             run(recipe, runs=tmp_path / "runs", resume=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_efficient.run.export", no_measurement)
+        patch.setattr("hf_efficient.outcome.export", no_measurement)
         result = run(recipe, runs=tmp_path / "runs", resume=True)
     assert result is not None
     exported = result.exported
@@ -216,7 +216,7 @@ def test_refused_export_leaves_a_finished_run(
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise ExportError("it costs too much")
 
-    monkeypatch.setattr("hf_efficient.run.export", refuse)
+    monkeypatch.setattr("hf_efficient.outcome.export", refuse)
     with pytest.raises(ExportError, match="too much"):
         run(recipe, [EXPORT, "stages.compress.training.max_steps=1"], runs=tmp_path / "runs")
     folder = next((tmp_path / "runs" / "tiny").iterdir())
