@@ -119,8 +119,8 @@ class Bench:
     def claim(self, name: str, values: float | Iterable[float], unit: str, target: str = "") -> Claim:
         """Note the median of ``values`` as a claim; ``target`` is ``">= number"``, ``"<= number"`` or empty."""
         numbers = [float(values)] if isinstance(values, int | float) else [float(value) for value in values]
-        spread = (round(min(numbers), 4), round(max(numbers), 4))
-        made = Claim(name, round(statistics.median(numbers), 4), unit, target, len(numbers), spread)
+        spread = (_rounded(min(numbers)), _rounded(max(numbers)))
+        made = Claim(name, _rounded(statistics.median(numbers)), unit, target, len(numbers), spread)
         self.claims.append(made)
         return made
 
@@ -168,6 +168,10 @@ def main(
         Console().print(note)
     print(f"written to {path.relative_to(FOLDER.parent)}")
     return bench
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _source_hash(modules: Sequence[ModuleType]) -> str:

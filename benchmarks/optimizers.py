@@ -1,8 +1,8 @@
 """Optimizers with 8-bit state against 32-bit AdamW: bytes of state, accuracy after the same epochs, time of a step.
 
 MiniLM on Banking77, length_batching, the same batches for each optimizer. State is what `optimizer.pt` of the last
-checkpoint holds outside embeddings (those keep 32 bits). On a CPU, codes that are looked up in a table make an update
-take seconds, so trainings for accuracy take batches of 256: 108 updates in 3 epochs.
+checkpoint holds outside embeddings (those keep 32 bits). Speed: five steps at batch 32. Accuracy: three epochs in bf16 at
+batch 256, since an update costs more than fused AdamW's.
 """
 
 import time
