@@ -1,8 +1,8 @@
 """Optimizers with 8-bit state against 32-bit AdamW: bytes of state, accuracy after the same epochs, time of a step.
 
 MiniLM on Banking77, length_batching, the same batches for each optimizer. State is what `optimizer.pt` of the last
-checkpoint holds outside embeddings (those keep 32 bits). Speed: five steps at batch 32. Accuracy: three epochs in bf16 at
-batch 256, since an update costs more than fused AdamW's.
+checkpoint holds outside embeddings (those keep 32 bits). Speed: five steps at batch 32. Accuracy: three epochs in bf16
+at batch 256, since an update costs more than fused AdamW's.
 """
 
 import time
