@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ MANIFEST = "export.json"
 """What transformers' exporters write beside a program; a folder with it is an export."""
 
 
-class ExportedRuntime:
+class ExportedRuntime(ABC):
     """A runtime of `hf_efficient.timing.Runtime` over an exported folder, on the CPU.
 
     Args:
@@ -48,9 +49,9 @@ class ExportedRuntime:
         except Exception as error:  # each runtime has its own errors for files that it cannot read
             raise _damaged(folder, error) from error
 
+    @abstractmethod
     def _options(self, threads: int | None) -> dict[str, Any]:
         """Arguments of transformers' runner for this many threads."""
-        raise NotImplementedError
 
     def set_threads(self, threads: int) -> None:
         """Compute with this many threads from now on: in a new session, as neither runtime can change an open one."""
