@@ -8,6 +8,7 @@ Where its methods stand in the training of one phase (stock events abridged)::
     train():
         dataset = prepare_data(dataset)
         model = prepare_model(model, context)     before the optimizer exists
+        batch = map_batch(batch)                  every batch from here on, evaluation's too
         sampler = batch_sampler(lengths, args)
         choose_optimizer(cls, settings, model)    what the optimizer is made from
         on_train_begin
@@ -27,6 +28,7 @@ Where its methods stand in the training of one phase (stock events abridged)::
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -43,6 +45,23 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainingArguments
     from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+    from hf_efficient.timing import Runtime
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model in a runtime, and what to time it on.
+
+    Attributes:
+        runtime: that computes the model.
+        examples: real, model-ready training examples, as many as a measurement takes.
+        collate: from a list of those to a batch on the CPU.
+    """
+
+    runtime: "Runtime"
+    examples: Sequence[Mapping[str, Any]]
+    collate: Callable[[list[Any]], Mapping[str, Any]]
 
 
 class Order(IntEnum):
@@ -69,6 +88,12 @@ class Context:
     resuming: bool = False
     calibration: "Callable[[int], Sequence[Mapping[str, torch.Tensor]]]" = lambda batches: ()
     """``calibration(n)``: up to n batches drawn by the seed from the training data, labels included, on the device."""
+    processor: Any = None
+    """Tokenizer or image processor; an optimization that changes it puts the new one here in `prepare_model`."""
+    original: "nn.Module | None" = None
+    """The model before any optimization of this phase changed it, evaluating; kept where one `needs_original`."""
+    serving: "Callable[[nn.Module, str], AbstractContextManager[Served]] | None" = None
+    """``serving(model, kind)``: the model in the runtime that will serve, with real examples to time it on."""
 
     def decide(self, name: str, choose: Callable[[], Any]) -> Any:
         """A choice that must come out the same on every process and after a restart.
@@ -153,6 +178,15 @@ class Optimization(TrainerCallback):
         """The model to train in this phase. Raise or warn `NoEffectWarning` rather than silently do nothing."""
         return model
 
+    def needs_original(self) -> bool:
+        """Whether `prepare_model` wants ``context.original``: a copy of the whole model, so only where it is used."""
+        return False
+
+    def map_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A collated batch as the model takes it, from the time that `prepare_model` has run: training, evaluation
+        and export."""
+        return batch
+
     def choose_optimizer(self, cls: Any, settings: dict[str, Any], model: "nn.Module") -> tuple[Any, dict[str, Any]]:
         """Class and keyword arguments of the optimizer, given those that the training arguments ask for.
 
@@ -215,6 +249,7 @@ EFFICIENT_METHODS = (
     "batch_sampler",
     "evaluation_order",
     "prepare_model",
+    "map_batch",
     "choose_optimizer",
     "loss",
     "finalize",

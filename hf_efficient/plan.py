@@ -1,5 +1,6 @@
 """Plan: the optimizations of a training, in order, as one."""
 
+import copy
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -103,9 +104,16 @@ class Plan:
         return dataset
 
     def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
+        if any(optimization.needs_original() for optimization in self):
+            context.original = copy.deepcopy(model).eval()
         for optimization in self:
             model = optimization.prepare_model(model, context)
         return model
+
+    def map_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for optimization in self:
+            batch = optimization.map_batch(batch)
+        return batch
 
     def choose_optimizer(self, cls: Any, settings: dict[str, Any], model: "nn.Module") -> tuple[Any, dict[str, Any]]:
         for optimization in self:
