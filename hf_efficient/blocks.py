@@ -1,17 +1,44 @@
-"""Where the layers of a model family are: one table row per family."""
+"""Where the layers of a model family, and what can be cut inside them, are: one table row per family."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from hf_efficient.checkpoint import keep_shapes_of_layers
+from hf_efficient.checkpoint import forget_shapes, keep_shapes_of_layers, record_shapes
 from hf_efficient.errors import ConfigError
-from hf_efficient.functional.structured import keep_layers, renumber
+from hf_efficient.functional.structured import keep_layers, narrowed, renumber, rows_of_units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+ATTENTION, FFN = "attention", "ffn"
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """Attention or feed-forward network of a layer: units that can be cut, each some rows in and some columns out.
+
+    A unit is a head, or one intermediate feature of the feed-forward network.
+
+    Attributes:
+        kind: `ATTENTION` or `FFN`.
+        inputs: paths, from the layer, of the projections whose rows belong to units.
+        output: path of the projection whose columns do.
+        stream: path of the module whose input is the residual stream just after the sublayer; empty where that is the
+            layer's output.
+        parts: blocks of rows in each input projection that every unit has a share of: 3 where query, key and value are
+            one matrix.
+        count: module and attribute that hold the number of units, where the forward pass reads it.
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    output: str
+    stream: str
+    parts: int = 1
+    count: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -23,31 +50,104 @@ class LayerStack:
         count: config field with the number of layers.
         per_layer: config fields that hold a list with one entry per layer.
         first_is_special: layer 0 is built unlike the others, so it cannot be dropped.
+        sublayers: what can be cut inside a layer; empty where only whole layers can.
+        width: config field with the width of the feed-forward network.
     """
 
     path: str
     count: str = "num_hidden_layers"
     per_layer: tuple[str, ...] = ()
     first_is_special: bool = False
+    sublayers: tuple[Sublayer, ...] = ()
+    width: str = "intermediate_size"
 
 
-_ENCODER = (LayerStack("encoder.layer"),)
-_FLAT = (LayerStack("layers"),)
-_SEQ2SEQ = (LayerStack("encoder.layers", "encoder_layers"), LayerStack("decoder.layers", "decoder_layers"))
+def _bert(query: str = "query", key: str = "key", value: str = "value", positions: tuple[str, ...] = ()) -> LayerStack:
+    inputs = tuple(f"attention.self.{name}" for name in (query, key, value, *positions))
+    heads = ("attention.self", "num_attention_heads")
+    return LayerStack(
+        "encoder.layer",
+        sublayers=(
+            Sublayer(ATTENTION, inputs, "attention.output.dense", "attention.output.LayerNorm", count=heads),
+            Sublayer(FFN, ("intermediate.dense",), "output.dense", "output.LayerNorm"),
+        ),
+    )
+
+
+def _bart(side: str) -> LayerStack:
+    attention = tuple(f"self_attn.{name}_proj" for name in "qkv")
+    return LayerStack(
+        f"{side}.layers",
+        f"{side}_layers",
+        sublayers=(
+            Sublayer(
+                ATTENTION, attention, "self_attn.out_proj", "self_attn_layer_norm", count=("self_attn", "num_heads")
+            ),
+            Sublayer(FFN, ("fc1",), "fc2", "final_layer_norm"),
+        ),
+        width=f"{side}_ffn_dim",
+    )
+
+
+_BERT = (_bert(),)
+_SEQ2SEQ = (_bart("encoder"), _bart("decoder"))
+_VIT = (
+    LayerStack(
+        "layers",
+        sublayers=(
+            Sublayer(
+                ATTENTION,
+                ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+                "attention.o_proj",
+                "layernorm_after",
+                count=("attention", "num_attention_heads"),
+            ),
+            Sublayer(FFN, ("mlp.fc1",), "mlp.fc2", ""),
+        ),
+    ),
+)
+_DISTILBERT = (
+    LayerStack(
+        "transformer.layer",
+        "n_layers",
+        sublayers=(
+            Sublayer(
+                ATTENTION,
+                ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+                "attention.out_lin",
+                "sa_layer_norm",
+                count=("attention", "n_heads"),
+            ),
+            Sublayer(FFN, ("ffn.lin1",), "ffn.lin2", "output_layer_norm"),
+        ),
+        width="hidden_dim",
+    ),
+)
+_MODERNBERT = (
+    LayerStack(
+        "layers",
+        per_layer=("layer_types",),
+        first_is_special=True,  # it has no attention norm, because the embeddings end in one
+        sublayers=(
+            Sublayer(ATTENTION, ("attn.Wqkv",), "attn.Wo", "mlp_norm", parts=3),
+            Sublayer(FFN, ("mlp.Wi",), "mlp.Wo", "", parts=2),  # what is gated, and the gates
+        ),
+    ),
+)
 
 FAMILIES: dict[str, tuple[LayerStack, ...]] = {
     "bart": _SEQ2SEQ,
-    "bert": _ENCODER,
-    "deberta-v2": _ENCODER,
-    "deit": _FLAT,
-    "distilbert": (LayerStack("transformer.layer", "n_layers"),),
-    "electra": _ENCODER,
+    "bert": _BERT,
+    # without share_att_key, positions have projections of their own
+    "deberta-v2": (_bert("query_proj", "key_proj", "value_proj", ("pos_key_proj", "pos_query_proj")),),
+    "deit": _VIT,
+    "distilbert": _DISTILBERT,
+    "electra": _BERT,
     "marian": _SEQ2SEQ,
-    # layer 0 has no attention norm, because the embeddings end in one
-    "modernbert": (LayerStack("layers", per_layer=("layer_types",), first_is_special=True),),
-    "roberta": _ENCODER,
-    "vit": _FLAT,
-    "xlm-roberta": _ENCODER,
+    "modernbert": _MODERNBERT,
+    "roberta": _BERT,
+    "vit": _VIT,
+    "xlm-roberta": _BERT,
 }
 """`config.model_type` -> its layer stacks."""
 
@@ -84,3 +184,69 @@ def cut_layers(model: "PreTrainedModel", stack: LayerStack, indices: Sequence[in
         values = getattr(model.config, name)
         setattr(model.config, name, [values[index] for index in indices])
     setattr(model.config, stack.count, len(indices))
+
+
+def sublayers_of(model: "PreTrainedModel") -> Iterator[tuple[LayerStack, int, Sublayer]]:
+    """Every sublayer that can be cut, in the order of computation: its stack, its layer's index, and what it is."""
+    for stack in layer_stacks(model):
+        for index in range(len(layers_of(model, stack))):
+            for sublayer in stack.sublayers:
+                yield stack, index, sublayer
+
+
+def inputs_of(layer: nn.Module, sublayer: Sublayer) -> list[tuple[str, nn.Linear]]:
+    """Path and module of the input projections that ``layer`` has."""
+    modules: dict[str, Any] = dict(layer.named_modules())
+    return [(path, modules[path]) for path in sublayer.inputs if path in modules]
+
+
+def output_of(layer: nn.Module, sublayer: Sublayer) -> nn.Linear:
+    return layer.get_submodule(sublayer.output)  # type: ignore[return-value]
+
+
+def unit_size(model: "PreTrainedModel", sublayer: Sublayer) -> int:
+    """Columns of the output projection that belong to one unit: a head's width, or 1."""
+    if sublayer.kind == FFN:
+        return 1
+    config: Any = model.config
+    return config.hidden_size // config.num_attention_heads  # cutting heads leaves both as they were
+
+
+def units_of(model: "PreTrainedModel", layer: nn.Module, sublayer: Sublayer) -> int:
+    """How many units ``layer`` has."""
+    return output_of(layer, sublayer).in_features // unit_size(model, sublayer)
+
+
+def cut_units(model: "PreTrainedModel", stack: LayerStack, index: int, sublayer: Sublayer, kept: Sequence[int]) -> None:
+    """Keep only the units ``kept`` (ascending) of a sublayer, and note its shapes in the manifest."""
+    layer, size = layers_of(model, stack)[index], unit_size(model, sublayer)
+    where, shapes = f"{stack.path}.{index}", {}
+    for path, module in inputs_of(layer, sublayer):
+        rows = rows_of_units(kept, size, module.out_features, sublayer.parts)
+        layer.set_submodule(path, narrowed(module, rows=rows))
+        shapes[f"{where}.{path}"] = {"out_features": len(rows)}
+    output = output_of(layer, sublayer)
+    columns = rows_of_units(kept, size, output.in_features)
+    layer.set_submodule(sublayer.output, narrowed(output, columns=columns))
+    shapes[f"{where}.{sublayer.output}"] = {"in_features": len(columns)}
+    if sublayer.count is not None:
+        path, attribute = sublayer.count
+        setattr(layer.get_submodule(path), attribute, len(kept))
+        shapes[f"{where}.{path}"] = {attribute: len(kept)}
+    record_shapes(model, shapes)
+
+
+def simplify_manifest(model: "PreTrainedModel") -> None:
+    """Say by the config alone what it can say: one feed-forward width in all layers of a stack.
+
+    A model whose other shapes are the config's as well then loads anywhere, with nothing imported.
+    """
+    for stack in layer_stacks(model):
+        ffn = next((sublayer for sublayer in stack.sublayers if sublayer.kind == FFN), None)
+        layers = layers_of(model, stack)
+        widths = {output_of(layer, ffn).in_features for layer in layers} if ffn else set()
+        if ffn is None or len(widths) != 1:
+            continue
+        setattr(model.config, stack.width, widths.pop())
+        paths = [path for path, _ in inputs_of(layers[0], ffn)]
+        forget_shapes(model, [f"{stack.path}.{i}.{path}" for i in range(len(layers)) for path in (*paths, ffn.output)])

@@ -129,6 +129,15 @@ def record_shapes(model: "PreTrainedModel", shapes: Shapes) -> None:
     model.config.quantization_config = ManifestConfig(modules=merged)
 
 
+def forget_shapes(model: "PreTrainedModel", paths: Sequence[str]) -> None:
+    """Take modules out of the manifest: the config alone gives them the sizes they have."""
+    shapes = {path: sizes for path, sizes in shapes_of(model.config).items() if path not in paths}
+    if shapes:
+        model.config.quantization_config = ManifestConfig(modules=shapes)
+    elif shapes_of(model.config):
+        del model.config.quantization_config
+
+
 def keep_shapes_of_layers(model: "PreTrainedModel", stack: str, kept: Sequence[int]) -> None:
     """Let the manifest follow a cut of the layers at path ``stack``: entry ``kept[i]`` becomes entry i, others go."""
     shapes: dict[str, dict[str, int]] = {}

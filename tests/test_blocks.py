@@ -7,7 +7,20 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, BloomConfig, set_seed
 
-from hf_efficient.blocks import FAMILIES, cut_layers, layer_stacks, layers_of
+from hf_efficient.blocks import (
+    ATTENTION,
+    FAMILIES,
+    FFN,
+    cut_layers,
+    cut_units,
+    layer_stacks,
+    layers_of,
+    output_of,
+    simplify_manifest,
+    sublayers_of,
+    unit_size,
+    units_of,
+)
 from hf_efficient.errors import ConfigError
 
 LAYERS = 4
@@ -63,6 +76,53 @@ def test_cut_model_reloads_without_a_manifest(family: str, tmp_path: Path) -> No
     reloaded = AutoModel.from_pretrained(tmp_path).eval()
     assert torch.equal(output(reloaded, family), expected)
     assert "quantization_config" not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cut_units_compute_as_if_silenced(family: str, tmp_path: Path) -> None:
+    """A narrower sublayer gives what the whole one does with zeros in the output projection's columns; it reloads."""
+    cut, silenced = model(family), model(family)
+    for stack, index, sublayer in sublayers_of(silenced):
+        layer = layers_of(silenced, stack)[index]
+        size, units = unit_size(silenced, sublayer), units_of(silenced, layer, sublayer)
+        assert units == {ATTENTION: 2, FFN: 8}[sublayer.kind]
+        kept = [1] if sublayer.kind == ATTENTION else [0, 3, 4, 6 + index % 2]
+        gone = [column for column in range(units * size) if column // size not in kept]
+        output_of(layer, sublayer).weight.data[:, gone] = 0
+        cut_units(cut, stack, index, sublayer, kept)
+        assert units_of(cut, layers_of(cut, stack)[index], sublayer) == len(kept)
+    expected = output(silenced, family)
+    assert not torch.allclose(expected, output(model(family), family), atol=1e-5)
+    torch.testing.assert_close(output(cut, family), expected, rtol=1e-5, atol=1e-6)
+    cut.save_pretrained(tmp_path)
+    torch.testing.assert_close(output(AutoModel.from_pretrained(tmp_path).eval(), family), output(cut, family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_feed_forward_width_needs_no_manifest(family: str, tmp_path: Path) -> None:
+    cut = model(family)
+    for stack, index, sublayer in sublayers_of(cut):
+        if sublayer.kind == FFN:
+            cut_units(cut, stack, index, sublayer, [0, 2, 5])
+    assert hasattr(cut.config, "quantization_config")
+    simplify_manifest(cut)
+    cut.save_pretrained(tmp_path)
+    assert "quantization_config" not in (tmp_path / "config.json").read_text()
+    assert torch.equal(output(AutoModel.from_pretrained(tmp_path).eval(), family), output(cut, family))
+
+
+def test_deberta_with_projections_of_positions(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        "deberta-v2", **COMMON, relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=4
+    )
+    set_seed(0)
+    cut = AutoModel.from_config(config).eval()
+    for stack, index, sublayer in sublayers_of(cut):
+        cut_units(cut, stack, index, sublayer, [0])
+    assert layers_of(cut, layer_stacks(cut)[0])[0].attention.self.pos_key_proj.out_features == 8
+    cut.save_pretrained(tmp_path)
+    reloaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(output(reloaded, "deberta-v2"), output(cut, "deberta-v2"))
 
 
 def test_cut_equals_skipping() -> None:

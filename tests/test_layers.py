@@ -12,6 +12,7 @@ LAYERS = [
     {"functional", "checkpoint"},
     {"blocks", "data"},
     {"optimization", "timing"},
+    {"calibration", "cutting"},
     {"measure"},
     {"plan", "report", "picture", "wording"},
     {"arguments", "before_after", "card", "guard", "runtimes", "exported", "export"},
@@ -25,7 +26,12 @@ LAYERS = [
 ]
 """Lowest first: a module imports from lower layers and from its own."""
 
-INSTANCES = {"optimizations": {"errors", "machine", "functional", "blocks", "optimization", "timing"}}
+INSTANCES = {
+    "optimizations": {
+        *{"errors", "machine", "functional", "blocks", "optimization", "timing"},
+        *{"calibration", "cutting"},
+    }
+}
 """Package of instances -> what its modules may import. Only its own test and the command line import them by name."""
 
 TASK_MAY = {"errors", "data", "task", "tasks"}

@@ -1,37 +1,59 @@
-"""Structured pruning: cut whole layers out of a fine-tuned model."""
+"""Structured pruning: cut layers, heads and feed-forward features out of a fine-tuned model until it hits a target."""
 
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from hf_efficient.blocks import LayerStack, cut_layers, layer_stacks, layers_of, replace_layers
+from hf_efficient.blocks import LayerStack, layer_stacks, layers_of
+from hf_efficient.calibration import require_trained
+from hf_efficient.cutting.search import Search, all_units
+from hf_efficient.cutting.shape import Shape, cut, fits
+from hf_efficient.cutting.target import TARGETS, Target, reach
 from hf_efficient.errors import ConfigError, NoEffectWarning
-from hf_efficient.functional.structured import keep_layers, majority_share
 from hf_efficient.optimization import Context, Optimization, Order
-from hf_efficient.timing import evaluating
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
-
-Batches = Sequence[Mapping[str, torch.Tensor]]
 
 
 @dataclass(eq=False, kw_only=True)
 class StructuredPruning(Optimization):
-    """Drop whole layers, then train on (Fan et al. 2020, arXiv 1909.11556; Sajjad et al. 2023, arXiv 2004.03844).
+    """Cut whole layers, attention heads and feed-forward features, repair what is left, then train on.
 
-    Which layers go is measured: one after the other, the layer whose absence raises the loss on calibration batches
-    least.
+    With a target, what is cut is chosen by dynamic programming over the measured error and the measured cost of each
+    cut (ZipLM, Kurtic et al. 2023, arXiv 2302.04089; layers: Sajjad et al. 2023, arXiv 2004.03844), and output
+    projections are refitted by least squares (Kwon et al. 2022, arXiv 2204.09656).
     """
 
+    target_speedup: float | None = None
+    """How many times faster than the uncut model, in ``runtime`` on this machine."""
+    target_latency_ms: float | None = None
+    """Milliseconds for one batch of ``batch_size`` examples, in ``runtime`` on this machine."""
+    target_size_mb: float | None = None
+    """MB (1e6 bytes) of the saved weights."""
+    target_parameters: int | None = None
+    """Number of parameters."""
     keep_layers: int | list[int] | None = None
-    """How many layers to keep in each stack, or which (indices from 0); null keeps all."""
-    calibration_batches: int = 8
-    """Training batches on which a layer's importance is measured."""
+    """How many layers to keep in each stack, or which (indices from 0); null keeps all, or leaves it to the target."""
+    keep_heads: float | None = None
+    """Share of the heads to keep in each layer; not with a target."""
+    keep_ffn: float | None = None
+    """Share of the feed-forward features to keep in each layer; not with a target."""
+    uniform: bool = False
+    """Cut only what config fields can express, so that the model loads with nothing imported: layers, and one
+    feed-forward width for all of them."""
+    runtime: str = "torch"
+    """What will serve the model, and so is timed: torch, or a format and quantization such as onnx-dynamic."""
+    batch_size: int | None = None
+    """Of the timed batches; by default 1 for a latency and 32 for a speed-up."""
+    importance: Literal["auto", "obs", "taylor", "fisher", "activation"] = "auto"
+    """How units are ranked; auto compares all on calibration batches."""
+    repair: bool = True
+    """Refit what is left by least squares."""
+    calibration_batches: int = 32
+    """Training batches on which all of this is measured."""
 
     name = "structured_pruning"
     order = Order.STRUCTURE
@@ -42,18 +64,45 @@ class StructuredPruning(Optimization):
             raise ConfigError(f"keep_layers must be at least 1, got {keep}")
         if isinstance(keep, list) and (not keep or sorted(set(keep)) != keep or keep[0] < 0):
             raise ConfigError(f"keep_layers must be ascending indices from 0, each once, got {keep}")
-        if self.calibration_batches < 1:
-            raise ConfigError(f"calibration_batches must be at least 1, got {self.calibration_batches}")
+        for setting in ("calibration_batches", "batch_size"):
+            if (value := getattr(self, setting)) is not None and value < 1:
+                raise ConfigError(f"{setting} must be at least 1, got {value}")
+        shares = {name: getattr(self, name) for name in ("keep_heads", "keep_ffn") if getattr(self, name) is not None}
+        for setting, share in shares.items():
+            if not 0 < share <= 1:
+                raise ConfigError(f"{setting} must be in (0, 1], got {share}")
+        targets = [name for name in TARGETS if getattr(self, name) is not None]
+        for setting in targets:
+            if not getattr(self, setting) > 0:
+                raise ConfigError(f"{setting} must be above 0, got {getattr(self, setting)}")
+        if len(targets) > 1 or (targets and shares):
+            raise ConfigError(
+                f"{' and '.join([*targets, *shares])} cannot be set together; give one target, or the shares to keep"
+            )
+        if self.uniform and self.keep_heads not in (None, 1):
+            raise ConfigError("uniform cannot go with keep_heads: no config field expresses fewer heads of equal width")
         self.reset()
 
     def reset(self) -> None:
-        self._kept: dict[str, list[int]] = {}  # stack path -> indices in the uncut model
-        self._before: dict[str, int] = {}  # stack path -> number of layers in the uncut model
-        self._importance: list[dict[str, Any]] = []
+        self._decision: dict[str, Any] = {}
+        self._restored = False
+
+    @property
+    def _target(self) -> Target | None:
+        name = next((name for name in TARGETS if getattr(self, name) is not None), None)
+        if name is None:
+            return None
+        batch_size = self.batch_size or (1 if name == "target_latency_ms" else 32)
+        return Target(name, getattr(self, name), self.runtime, batch_size, self.uniform)
+
+    @property
+    def _asks_nothing(self) -> bool:
+        shares = (self.keep_heads, self.keep_ffn)
+        return self.keep_layers is None and self._target is None and all(share in (None, 1) for share in shares)
 
     def check(self, context: Context) -> None:
         model: Any = context.model
-        if model is None or self.keep_layers is None:
+        if model is None or self._asks_nothing:
             return
         if hasattr(model, "peft_config"):
             raise ConfigError(
@@ -78,114 +127,95 @@ class StructuredPruning(Optimization):
             )
 
     def prepare_model(self, model: Any, context: Context) -> "nn.Module":
-        if self.keep_layers is None:
-            warnings.warn("structured_pruning without keep_layers keeps every layer", NoEffectWarning, 2)
+        if self._asks_nothing:
+            warnings.warn("structured_pruning without a target or shares to keep cuts nothing", NoEffectWarning, 2)
             return model
-        self.check(Context(args=context.args, model=model))
-        if not self._kept:
-            decision = context.decide(self.name, lambda: self._choose(model, context))
-            self._kept, self._before = decision["kept"], decision["before"]
-            self._importance = decision["importance"]
-        if all(len(kept) == self._before[path] for path, kept in self._kept.items()):
-            warnings.warn(f"structured_pruning.keep_layers={self.keep_layers} keeps every layer", NoEffectWarning, 2)
-            return model
-        for stack in layer_stacks(model):
-            if len(layers_of(model, stack)) == self._before[stack.path]:  # else: cut already, loaded from a checkpoint
-                cut_layers(model, stack, self._kept[stack.path])
+        if not self._decision:
+            self.check(Context(args=context.args, model=model))
+            search = _Lazily(lambda: self._search(model, context))
+            self._decision = context.decide(self.name, lambda: self._choose(model, context, search))
+        else:
+            search = _Lazily(lambda: self._search(model, context))
+        shape = Shape(**self._decision["shape"])
+        if _is_whole(model, shape):
+            warnings.warn(f"structured_pruning ({self._wish()}) keeps the whole model", NoEffectWarning, 2)
+        elif not fits(model, shape):  # else: cut already, loaded from a checkpoint
+            cut(model, shape) if self._restored or not self.repair else _repaired_alike(model, shape, search, context)
         return model
 
-    def _choose(self, model: Any, context: Context) -> dict[str, Any]:
-        """The layers to keep, as plain values: {"kept": {path: indices}, "before": {path: count}, "importance": []}."""
-        stacks = layer_stacks(model)
-        before = {stack.path: len(layers_of(model, stack)) for stack in stacks}
-        kept: dict[str, list[int]]
-        if isinstance(self.keep_layers, list):
-            kept = dict.fromkeys(before, self.keep_layers)
-            return {"kept": kept, "before": before, "importance": []}
-        if all(count == self.keep_layers for count in before.values()):
-            kept = {path: list(range(count)) for path, count in before.items()}
-            return {"kept": kept, "before": before, "importance": []}
+    def _wish(self) -> str:
+        names = (*TARGETS, "keep_layers", "keep_heads", "keep_ffn")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names if getattr(self, name) is not None)
+
+    def _search(self, model: Any, context: Context) -> Search:
         batches = context.calibration(self.calibration_batches)
-        _require_trained(model, batches)
-        kept = {}
-        importance: list[dict[str, Any]] = []
-        for stack in stacks:
-            kept[stack.path] = _least_loss(model, stack, self.keep_layers or 0, batches, importance)
-        return {"kept": kept, "before": before, "importance": importance}
+        return Search(model, batches, self.importance, self.repair)
+
+    def _choose(self, model: Any, context: Context, search: "_Lazily") -> dict[str, Any]:
+        """Plain values: {"shape": ..., and what led to it}."""
+        whole = Shape.of(model)
+        fixed = dict.fromkeys(whole.layers, self.keep_layers) if isinstance(self.keep_layers, list) else None
+        if self._target is None and self.keep_heads in (None, 1) and self.keep_ffn in (None, 1):
+            if fixed is not None:
+                return {"shape": Shape(fixed, {}).to_dict()}
+            if all(len(kept) == self.keep_layers for kept in whole.layers.values()):
+                return {"shape": whole.to_dict()}
+        require_trained(self.name, model, context.calibration(self.calibration_batches))
+        made: Search = search()
+        layers = fixed
+        if isinstance(self.keep_layers, int):
+            layers = made.kept_layers(self.keep_layers)
+        if self._target is not None:
+            return reach(self._target, made, context, layers)
+        return self._by_shares(made, layers or whole.layers)
+
+    def _by_shares(self, search: Search, layers: dict[str, list[int]]) -> dict[str, Any]:
+        shares = {"attention": self.keep_heads or 1, "ffn": self.keep_ffn or 1}
+        widths = {
+            key: max(1, round(count * shares[key[2]]))
+            for key, count in all_units(search.model, layers).items()
+            if shares[key[2]] < 1
+        }
+        found = search.best_of(layers, widths)
+        return {"shape": found.shape.to_dict(), **found.told()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kept": self._kept, "before": self._before, "importance": self._importance}
+        return dict(self._decision)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._kept, self._before, self._importance = state["kept"], state["before"], state["importance"]
+        self._decision, self._restored = dict(state), bool(state)
 
     def describe(self) -> dict[str, Any]:
-        return {"kept_layers": self._kept, "layers_before": self._before, "dropped_in_turn": self._importance}
+        if not self._decision:
+            return {}
+        shape = Shape(**self._decision["shape"])
+        told = {name: value for name, value in self._decision.items() if name != "shape"}
+        return {"kept_layers": shape.layers, "widths": shape.widths(), **told}
 
 
-def _require_trained(model: "PreTrainedModel", batches: Batches) -> None:
-    """Importance under an untrained head is noise, so refuse it.
+class _Lazily:
+    """A value computed when it is first called for."""
 
-    Raises:
-        ConfigError: a classifier that is no better than always answering the most frequent class.
-    """
-    right, labels = [], []
-    for logits, target in _predictions(model, batches):
-        valid = target != -100
-        labels.append(target[valid])
-        right.append(logits.argmax(-1)[valid] == target[valid])
-    if not labels:
-        return
-    accuracy, majority = torch.cat(right).float().mean().item(), majority_share(torch.cat(labels))
-    if accuracy <= majority:
-        raise ConfigError(
-            f"structured_pruning needs a trained model to tell which layers matter: on calibration data this one has "
-            f"accuracy {accuracy:.2f}, the most frequent class alone gives {majority:.2f}. Fine-tune it "
-            "first: set dense_epochs (e.g. dense_epochs=3), add a stage before this one, or name the layers "
-            "(keep_layers: [0, 2, 4])"
-        )
+    def __init__(self, compute: Any):
+        self._compute, self._value = compute, None
+
+    def __call__(self) -> Any:
+        if self._value is None:
+            self._value = self._compute()
+        return self._value
 
 
-@torch.no_grad()
-def _predictions(model: "PreTrainedModel", batches: Batches) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Pairs (logits (..., classes), integer labels (...)); empty for models that do not classify."""
-    pairs = []
-    with evaluating(model):
-        for batch in batches:
-            logits = getattr(model(**batch), "logits", None)
-            labels = batch.get("labels")
-            if logits is None or labels is None or labels.is_floating_point() or logits.shape[:-1] != labels.shape:
-                break
-            pairs.append((logits, labels))
-    return pairs
+def _is_whole(model: Any, shape: Shape) -> bool:
+    return shape.layers == Shape.of(model).layers and fits(model, shape)
 
 
-def _least_loss(
-    model: "PreTrainedModel", stack: LayerStack, keep: int, batches: Batches, importance: list[dict[str, Any]]
-) -> list[int]:
-    """Indices of the ``keep`` layers left after dropping, one by one, the layer that is missed least.
-
-    Appends one entry per dropped layer to ``importance``: its index and the calibration loss without it.
-    """
-    layers = layers_of(model, stack)
-    kept = list(range(len(layers)))
-    try:
-        while len(kept) > keep:
-            candidates = kept[1:] if stack.first_is_special else kept
-            losses = {}
-            for candidate in candidates:
-                replace_layers(model, stack, keep_layers(layers, [index for index in kept if index != candidate]))
-                losses[candidate] = _mean_loss(model, batches)
-            dropped = min(losses, key=lambda index: losses[index])
-            kept.remove(dropped)
-            importance.append({"stack": stack.path, "layer": dropped, "loss_without": losses[dropped]})
-    finally:
-        replace_layers(model, stack, layers)
-    return kept
-
-
-@torch.no_grad()
-def _mean_loss(model: "PreTrainedModel", batches: Batches) -> float:
-    with evaluating(model):
-        losses = [model(**batch).loss.item() for batch in batches]
-    return sum(losses) / len(losses)
+def _repaired_alike(model: Any, shape: Shape, search: _Lazily, context: Context) -> None:
+    """Cut and repair on the main process, and hand the others its weights: they must train the very same model."""
+    if context.args.process_index == 0:
+        search().apply(model, shape)
+    else:
+        cut(model, shape)
+    if context.args.world_size > 1:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                torch.distributed.broadcast(parameter.data, 0)

@@ -1,0 +1,113 @@
+"""What each cut costs in error, measured: one sublayer at a time, repaired, and layer after layer."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from hf_efficient.blocks import (
+    LayerStack,
+    Sublayer,
+    layer_stacks,
+    layers_of,
+    output_of,
+    replace_layers,
+    sublayers_of,
+    unit_size,
+    units_of,
+)
+from hf_efficient.cutting.observation import Batches, Key, divergence, key_of
+from hf_efficient.cutting.shape import RIDGE
+from hf_efficient.functional.structured import Moments, keep_layers, repaired, rows_of_units
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FRACTIONS = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 1 / 32)
+"""Shares of a sublayer's units that are tried."""
+
+
+def levels(units: int) -> list[int]:
+    """Numbers of units that are tried, the greatest first; wide ones are multiples of 16, as kernels like them."""
+    rounding = 16 if units >= 256 else 1
+    return sorted({max(1, round(units * part / rounding) * rounding or rounding) for part in FRACTIONS}, reverse=True)
+
+
+@torch.no_grad()
+def error_table(
+    model: "PreTrainedModel",
+    batches: Batches,
+    reference: Sequence[torch.Tensor],
+    moments: Mapping[Key, Moments],
+    orders: Mapping[Key, Sequence[int]],
+) -> dict[Key, dict[int, float]]:
+    """Divergence from the uncut model when one sublayer has only so many units left, repaired; for each of `levels`.
+
+    Args:
+        reference: logits of the uncut model on ``batches``.
+        orders: of each sublayer's units, the first to go first.
+    """
+    table: dict[Key, dict[int, float]] = {}
+    for stack, index, sublayer in sublayers_of(model):
+        key = key_of(stack, index, sublayer)
+        layer = layers_of(model, stack)[index]
+        tried = levels(units_of(model, layer, sublayer))
+        row = {tried[0]: 0.0}
+        for count in tried[1:]:
+            kept = sorted(orders[key][-count:])
+            error = _error(model, stack, index, sublayer, kept, moments[key], batches, reference)
+            row[count] = max(error, *row.values())  # fewer units are never better, but for noise
+        table[key] = row
+    return table
+
+
+def _error(
+    model: "PreTrainedModel",
+    stack: LayerStack,
+    index: int,
+    sublayer: Sublayer,
+    kept: Sequence[int],
+    moments: Moments,
+    batches: Batches,
+    reference: Sequence[torch.Tensor],
+) -> float:
+    """Zeros in the columns of what goes compute what a narrower projection would."""
+    output = output_of(layers_of(model, stack)[index], sublayer)
+    columns = rows_of_units(kept, unit_size(model, sublayer), output.in_features)
+    weight, bias = output.weight.data.clone(), None if output.bias is None else output.bias.data.clone()
+    try:
+        new_weight, new_bias = repaired(moments, columns, weight[:, columns], RIDGE)
+        output.weight.data.zero_()[:, columns] = new_weight.to(weight)
+        if output.bias is not None:
+            output.bias.data.copy_(new_bias)
+        return divergence(model, batches, reference)
+    finally:
+        output.weight.data.copy_(weight)
+        if bias is not None:
+            output.bias.data.copy_(bias)
+
+
+def drop_order(
+    model: "PreTrainedModel", batches: Batches, reference: Sequence[torch.Tensor]
+) -> dict[str, list[tuple[int, float]]]:
+    """For each stack its layers in the order in which they are missed least, each with the divergence without it.
+
+    One after the other, the layer goes whose absence costs least; the last one stays and is not named.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for stack in layer_stacks(model):
+        layers = layers_of(model, stack)
+        kept = list(range(len(layers)))
+        dropped = found[stack.path] = []
+        try:
+            while len(kept) > 1:
+                errors = {}
+                for candidate in kept[1:] if stack.first_is_special else kept:
+                    replace_layers(model, stack, keep_layers(layers, [i for i in kept if i != candidate]))
+                    errors[candidate] = divergence(model, batches, reference)
+                least = min(errors, key=lambda index: errors[index])
+                kept.remove(least)
+                dropped.append((least, errors[least]))
+        finally:
+            replace_layers(model, stack, layers)
+    return found

@@ -1,0 +1,222 @@
+"""Which shape keeps most of a model within a budget."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_efficient.blocks import layer_stacks, layers_of, units_of
+from hf_efficient.cutting.costs import Costs
+from hf_efficient.cutting.error_table import drop_order, error_table
+from hf_efficient.cutting.importance import IMPORTANCES, removal_orders
+from hf_efficient.cutting.observation import Batches, Key, divergence, logits_on, moments, streams
+from hf_efficient.cutting.shape import Shape, cut, cut_copy, repair
+from hf_efficient.functional.allocation import allocate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CANDIDATES = 6
+"""Depths that are cut, repaired and compared at most."""
+
+
+@dataclass
+class Found:
+    """A shape, and how it did on calibration data.
+
+    Attributes:
+        importance: of `IMPORTANCES`, by which its units were chosen.
+        divergence: from the uncut model after repair, see `observation.divergence`.
+        tried: each shape that was compared: layers, importance, divergence.
+    """
+
+    shape: Shape
+    importance: str
+    divergence: float
+    tried: list[dict[str, Any]]
+
+    def told(self) -> dict[str, Any]:
+        return {"importance": self.importance, "divergence": self.divergence, "tried": self.tried}
+
+
+class Search:
+    """What is known of a model's cuts on calibration batches, computed once for any number of budgets.
+
+    Args:
+        batches: labels included; the last quarter is kept from the fits and judges the results.
+        importance: one of `IMPORTANCES`, or "auto" to compare them.
+        repairing: whether cuts will be repaired.
+        layers: indices that stay in every stack; None leaves the depth to the search.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        batches: Batches,
+        importance: str = "obs",
+        repairing: bool = True,
+        layers: Mapping[str, list[int]] | None = None,
+    ):
+        held_out = max(1, len(batches) // 4)
+        self.model, self.repairing = model, repairing
+        self.fitting = batches[:-held_out] or batches
+        self.judging = batches[-held_out:]
+        self.reference = logits_on(model, self.judging)
+        self.moments = moments(model, self.fitting)
+        self.wanted = streams(model, self.fitting) if repairing else {}
+        self.kinds = IMPORTANCES if importance == "auto" else (importance,)
+        self.orders = {kind: removal_orders(model, kind, self.fitting, self.moments) for kind in self.kinds}
+        self.layers = layers
+        self._errors: dict[Key, dict[int, float]] | None = None
+        self._drops: dict[str, list[tuple[int, float]]] | None = None
+
+    @property
+    def errors(self) -> dict[Key, dict[int, float]]:
+        if self._errors is None:
+            orders = self.orders[self.kinds[0]]
+            self._errors = error_table(self.model, self.judging, self.reference, self.moments, orders)
+        return self._errors
+
+    @property
+    def drops(self) -> dict[str, list[tuple[int, float]]]:
+        if self._drops is None:
+            self._drops = drop_order(self.model, self.judging, self.reference)
+        return self._drops
+
+    def within(
+        self, costs: Costs, budget: float, uniform: bool = False, layers: dict[str, list[int]] | None = None
+    ) -> Found | None:
+        """The shape that diverges least among those that cost no more than ``budget``; None if there is none.
+
+        Args:
+            uniform: one feed-forward width for all layers, and all heads.
+            layers: those that stay; None tries several depths.
+        """
+        tried = []
+        for kept in self._depths() if layers is None else (layers,):
+            widths = self._uniform(kept, costs, budget) if uniform else self._widths(kept, costs, budget)
+            if widths is not None:
+                tried.append(self.judged(kept, widths, self.kinds[0]))
+        if not tried:
+            return None
+        best = min(tried, key=lambda found: found.divergence)
+        return self._compared(tried, best.shape.layers, self._counts(best.shape))
+
+    def best_of(self, layers: dict[str, list[int]], widths: Mapping[Key, int]) -> Found:
+        """The shape with these layers and widths, its units chosen by whichever importance diverges least."""
+        return self._compared([self.judged(layers, widths, self.kinds[0])], layers, widths)
+
+    def _compared(self, tried: list[Found], layers: dict[str, list[int]], widths: Mapping[Key, int]) -> Found:
+        if widths:
+            tried += [self.judged(layers, widths, kind) for kind in self.kinds[1:]]
+        chosen = min(tried, key=lambda found: found.divergence)
+        chosen.tried = [
+            {
+                "layers": {path: len(kept) for path, kept in found.shape.layers.items()},
+                "importance": found.importance,
+                "divergence": found.divergence,
+            }
+            for found in tried
+        ]
+        return chosen
+
+    def judged(self, layers: dict[str, list[int]], widths: Mapping[Key, int], importance: str) -> Found:
+        """The shape with these layers and units, cut, repaired and compared.
+
+        Args:
+            widths: units of each sublayer, by its layer's index in the uncut model.
+        """
+        shape = self.shape(layers, widths, importance)
+        copy = cut_copy(self.model, shape)
+        if self.repairing:
+            repair(copy, shape, self.fitting, self.wanted)
+        return Found(shape, importance, divergence(copy, self.judging, self.reference), [])
+
+    def shape(self, layers: dict[str, list[int]], widths: Mapping[Key, int], importance: str) -> Shape:
+        units: dict[str, dict[str, list[list[int]]]] = {}
+        for path, kept in layers.items():
+            kinds = {kind for stack, _, kind in widths if stack == path}
+            units[path] = {
+                kind: [sorted(self.orders[importance][path, i, kind][-widths[path, i, kind] :]) for i in kept]
+                for kind in sorted(kinds)
+            }
+        return Shape(layers, units)
+
+    def apply(self, model: "PreTrainedModel", shape: Shape) -> None:
+        """Cut ``model``, which is the one that was searched or equal to it, and repair it."""
+        cut(model, shape)
+        if self.repairing:
+            repair(model, shape, self.fitting, self.wanted)
+
+    def _counts(self, shape: Shape) -> dict[Key, int]:
+        return {
+            (path, index, kind): len(kept)
+            for path, kinds in shape.units.items()
+            for kind, rows in kinds.items()
+            for index, kept in zip(shape.layers[path], rows, strict=True)
+        }
+
+    def kept_layers(self, keep: int) -> dict[str, list[int]]:
+        """Indices of the ``keep`` layers of each stack that are missed most."""
+        return {
+            stack.path: self._remaining(stack.path, len(layers_of(self.model, stack)), keep)
+            for stack in layer_stacks(self.model)
+        }
+
+    def _depths(self) -> Iterator[dict[str, list[int]]]:
+        """Layers that stay, from all to one, in at most `CANDIDATES` steps; stacks shrink together."""
+        if self.layers is not None:
+            yield dict(self.layers)
+            return
+        totals = {stack.path: len(layers_of(self.model, stack)) for stack in layer_stacks(self.model)}
+        deepest = max(totals.values())
+        steps = sorted({round(step) for step in torch.linspace(1, deepest, min(CANDIDATES, deepest)).tolist()})
+        for depth in reversed(steps):
+            yield {
+                path: self._remaining(path, total, max(1, round(total * depth / deepest)))
+                for path, total in totals.items()
+            }
+
+    def _remaining(self, path: str, total: int, keep: int) -> list[int]:
+        gone = {index for index, _ in self.drops[path][: total - keep]} if keep < total else set()
+        return [index for index in range(total) if index not in gone]
+
+    def _widths(self, layers: dict[str, list[int]], costs: Costs, budget: float) -> dict[Key, int] | None:
+        keys = [key for key in self.errors if key[1] in layers[key[0]]]
+        left = budget - costs.rest - sum(costs.layers[path] * len(kept) for path, kept in layers.items())
+        options = [list(self.errors[key]) for key in keys]
+        errors = [list(self.errors[key].values()) for key in keys]
+        prices = [
+            [costs.of(path, kind, count) for count in counts]
+            for (path, _, kind), counts in zip(keys, options, strict=True)
+        ]
+        chosen = allocate(errors, prices, left)
+        if chosen is None:
+            return None
+        return {key: counts[option] for key, counts, option in zip(keys, options, chosen, strict=True)}
+
+    def _uniform(self, layers: dict[str, list[int]], costs: Costs, budget: float) -> dict[Key, int] | None:
+        """All heads, and the greatest feed-forward width that the budget allows."""
+        widths: dict[Key, int] = {}
+        tables = {key: row for key, row in self.errors.items() if key[1] in layers[key[0]]}
+        ffn = [key for key in tables if key[2] == "ffn"]
+        fixed = {key: max(row) for key, row in tables.items() if key[2] != "ffn"}
+        for counts in itertools.zip_longest(*(list(tables[key]) for key in ffn)):
+            widths = {**fixed, **dict(zip(ffn, counts, strict=True))}
+            price = costs.rest + sum(costs.layers[path] * len(kept) for path, kept in layers.items())
+            price += sum(costs.of(path, kind, count) for (path, _, kind), count in widths.items())
+            if price <= budget:
+                return widths
+        return None
+
+
+def all_units(model: "PreTrainedModel", layers: Mapping[str, Sequence[int]]) -> dict[Key, int]:
+    """Units of every sublayer of the layers that stay."""
+    return {
+        (stack.path, index, sublayer.kind): units_of(model, layers_of(model, stack)[index], sublayer)
+        for stack in layer_stacks(model)
+        for index in layers[stack.path]
+        for sublayer in stack.sublayers
+    }

@@ -1,0 +1,155 @@
+"""Hitting a target: speed or size, chosen by cost table and then checked on the very shape that was chosen."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hf_efficient.cutting.costs import Costs, parameter_costs, time_costs, time_together
+from hf_efficient.cutting.error_table import levels
+from hf_efficient.cutting.search import Found, Search, all_units
+from hf_efficient.cutting.shape import Shape, cut_copy
+from hf_efficient.errors import ConfigError
+from hf_efficient.optimization import Context, Served
+
+TARGETS = ("target_speedup", "target_latency_ms", "target_size_mb", "target_parameters")
+
+CLOSE = 0.04
+"""How far, relatively, the time of the chosen shape may be from the target before the budget is corrected."""
+CORRECTIONS = 4
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a cut model must reach.
+
+    Attributes:
+        name: of `TARGETS`.
+        runtime, batch_size: where and how time is measured.
+        uniform: see `Search.within`.
+    """
+
+    name: str
+    value: float
+    runtime: str
+    batch_size: int
+    uniform: bool = False
+
+    @property
+    def timed(self) -> bool:
+        return self.name in ("target_speedup", "target_latency_ms")
+
+    def milliseconds(self, uncut_ms: float) -> float:
+        return uncut_ms / self.value if self.name == "target_speedup" else self.value
+
+
+def reach(target: Target, search: Search, context: Context, layers: dict[str, list[int]] | None) -> dict[str, Any]:
+    """The shape that keeps most of ``search``'s model within ``target``, as plain values with what led to it.
+
+    Args:
+        layers: those that stay; None leaves them to the search.
+
+    Raises:
+        ConfigError: no shape meets the target; with the best that can be met.
+    """
+    if target.timed:
+        return _timed(target, search, context, layers)
+    bytes_each = next(search.model.parameters()).element_size() if target.name == "target_size_mb" else None
+    costs = parameter_costs(search.model, bytes_each)
+    found = search.within(costs, target.value, target.uniform, layers)
+    if found is None:
+        least = costs.total(_widths_of(_smallest(search, layers, target.uniform)))
+        raise ConfigError(
+            f"{target.name}={target.value:g} cannot be met: the smallest shape has {least:.4g} {costs.unit}; "
+            "ask for no less"
+        )
+    return {"shape": found.shape.to_dict(), **found.told()}
+
+
+def _timed(target: Target, search: Search, context: Context, layers: dict[str, list[int]] | None) -> dict[str, Any]:
+    if context.serving is None:
+        raise ConfigError(f"{target.name} needs real examples to time, which this training does not give")
+    serve = context.serving
+
+    def serving(model: nn.Module) -> AbstractContextManager[Served]:
+        return serve(model, target.runtime)
+
+    def times(shape: Shape) -> dict[str, float]:
+        copies = {"uncut": search.model, "cut": cut_copy(search.model, shape)}
+        return time_together(copies, serving, target.batch_size)
+
+    costs = time_costs(search.model, serving, target.batch_size)
+    uncut = time_together({"uncut": search.model}, serving, target.batch_size)["uncut"]
+    best = _corrected(target, search, costs, uncut, times, layers)
+    if best is None:
+        measured = times(_smallest(search, layers, target.uniform))
+        raise ConfigError(_impossible(target, measured))
+    found, measured = best
+    return {"shape": found.shape.to_dict(), **found.told(), "measured": _measured(target, measured)}
+
+
+def _corrected(
+    target: Target,
+    search: Search,
+    costs: Costs,
+    uncut: float,
+    times: Callable[[Shape], dict[str, float]],
+    layers: dict[str, list[int]] | None,
+) -> tuple[Found, dict[str, float]] | None:
+    """The shape whose measured time is nearest to the target; the table's error is taken out of the budget."""
+    made: list[tuple[float, Found, dict[str, float]]] = []
+    budget = target.milliseconds(uncut)
+    for _ in range(CORRECTIONS):
+        found = search.within(costs, budget, target.uniform, layers)
+        if found is None:
+            break
+        measured = times(found.shape)
+        wanted = target.milliseconds(measured["uncut"])
+        off = measured["cut"] / wanted - 1
+        made.append((abs(off), found, measured))
+        if abs(off) <= CLOSE:
+            break
+        budget *= wanted / measured["cut"]
+        layers = found.shape.layers  # the depth is settled: only widths are corrected
+    good = [each for each in made if each[0] <= 0.1] or made
+    if not good:
+        return None
+    _, found, measured = min(good, key=lambda each: each[0])
+    return found, measured
+
+
+def _measured(target: Target, times: dict[str, float]) -> dict[str, Any]:
+    return {
+        "runtime": target.runtime,
+        "batch_size": target.batch_size,
+        "uncut_ms": times["uncut"],
+        "cut_ms": times["cut"],
+        "speedup": times["uncut"] / times["cut"],
+    }
+
+
+def _impossible(target: Target, times: dict[str, float]) -> str:
+    best = f"{times['uncut'] / times['cut']:.2g} times" if target.name == "target_speedup" else f"{times['cut']:.3g} ms"
+    return (
+        f"{target.name}={target.value:g} cannot be met: the smallest shape reaches {best} here (runtime "
+        f"{target.runtime}, batch size {target.batch_size}). Ask for less, or serve with a faster runtime"
+    )
+
+
+def _smallest(search: Search, layers: dict[str, list[int]] | None, uniform: bool) -> Shape:
+    kept = layers or search.kept_layers(1)
+    widths = {
+        key: count if uniform and key[2] != "ffn" else levels(count)[-1]
+        for key, count in all_units(search.model, kept).items()
+    }
+    return search.shape(kept, widths, search.kinds[0])
+
+
+def _widths_of(shape: Shape) -> dict[str, list[dict[str, int]]]:
+    counts = shape.widths()
+    return {
+        path: [{kind: rows[i] for kind, rows in counts.get(path, {}).items()} for i in range(len(kept))]
+        for path, kept in shape.layers.items()
+    }
