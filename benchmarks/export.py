@@ -16,7 +16,8 @@ from benchmarks.banking77 import accuracy, banking77, trainer
 from benchmarks.harness import Bench, main
 from hf_efficient import export as exporting
 from hf_efficient import exported, guard, measure, runtimes
-from hf_efficient.export import CANDIDATES, export
+from hf_efficient.candidates import CANDIDATES
+from hf_efficient.export import export
 from hf_efficient.files import atomic_folder
 from hf_efficient.measure import TorchRuntime, bytes_on_disk
 from hf_efficient.measure import measure as timed

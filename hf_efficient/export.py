@@ -16,7 +16,7 @@ import logging
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -25,13 +25,14 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import find_labels
 
-from hf_efficient.errors import ConfigError, ExportError, unknown
+from hf_efficient.candidates import Candidate, check_choice
+from hf_efficient.errors import ConfigError, ExportError
 from hf_efficient.exported import pipeline_of
 from hf_efficient.files import atomic_folder, write_json
 from hf_efficient.guard import FLOOR, TOLERANCE, Comparison, Metrics, compare, judge
 from hf_efficient.machine import MB, machine
 from hf_efficient.measure import Measurement, Timing, measure
-from hf_efficient.runtimes import RUNTIMES, ExportedRuntime, load_runtime, require
+from hf_efficient.runtimes import RUNTIMES, ExportedRuntime, load_runtime
 from hf_efficient.timing import Runtime, TorchRuntime
 
 if TYPE_CHECKING:
@@ -39,51 +40,6 @@ if TYPE_CHECKING:
 
 REPORT = "export_report.json"
 MEASURED_EXAMPLES = 256
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to export: an exporter with its settings; what runs the result follows from the format.
-
-    Attributes:
-        format: key in `RUNTIMES`.
-        settings: of the exporter's config.
-        int8: settings of ONNX Runtime's dynamic quantization; None exports in fp32.
-    """
-
-    format: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    int8: Mapping[str, Any] | None = None
-
-    @property
-    def exact(self) -> bool:
-        """Whether its logits must be the model's, but for rounding."""
-        return self.int8 is None
-
-    def convert(self, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> "ExportedModel":
-        """Trace ``model`` (fp32, on the CPU, evaluating) on ``inputs``; every axis that can vary stays free."""
-        from transformers import exporters
-
-        exporter, config = {
-            "onnx": (exporters.OnnxExporter, exporters.OnnxConfig),
-            "openvino": (exporters.OpenVINOExporter, exporters.OpenVINOConfig),
-        }[self.format]
-        settings = dict(self.settings)
-        if self.int8 is not None:
-            arguments = exporters.OnnxRuntimeDynamicConfig(**self.int8)
-            settings["quantizer"] = exporters.OnnxRuntimeQuantizer(arguments)
-        made = exporter().export(model, dict(inputs), config(dynamic=True, **settings))
-        if self.format == "onnx":
-            _forget_origin(made)
-        return made
-
-
-CANDIDATES: dict[tuple[str, str], Candidate] = {
-    ("onnx", "none"): Candidate("onnx", {"ort_fusions": "cpu"}),
-    ("onnx", "dynamic"): Candidate("onnx", {"ort_fusions": "cpu"}, int8={}),
-    ("openvino", "none"): Candidate("openvino"),
-}
-"""(format, quantize) -> how it is made."""
 
 
 @dataclass
@@ -136,21 +92,8 @@ class ExportResult:
         return cls(Path(folder), *kind, comparison, comparison.metrics_export, measurement)
 
 
-def check_choice(format: str, quantize: str, max_drop: float = 0) -> Candidate:
-    """The candidate for a format and a quantization.
-
-    Raises:
-        ConfigError: no such pair, or ``max_drop`` out of range.
-    """
-    formats = sorted({name for name, _ in CANDIDATES})
-    if format not in formats:
-        raise ConfigError(unknown("export format", format, formats))
-    allowed = [quantizing for name, quantizing in CANDIDATES if name == format]
-    if quantize not in allowed:
-        raise ConfigError(f"format '{format}': {unknown('quantize', quantize, allowed)}")
-    if not max_drop >= 0:
-        raise ConfigError(f"max_drop must be 0 or more, got {max_drop}")
-    return CANDIDATES[format, quantize]
+CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 320, 8
+"""Real inputs from which static int8 takes the ranges of activations, in batches of similar length."""
 
 
 def export(
@@ -168,6 +111,7 @@ def export(
     processor: Any = None,
     timing: Callable[[Runtime], Timing] | None = None,
     seconds: float = 1.0,
+    calibration: Sequence[Mapping[str, Any]] | None = None,
 ) -> ExportResult:
     """Write ``model`` to ``folder`` in a form that another runtime serves, if it still computes the same there.
 
@@ -175,7 +119,8 @@ def export(
         model: for sequence, token or image classification; it is left as it is, on its device.
         folder: written as a whole, or not at all.
         format: ``onnx`` or ``openvino``.
-        quantize: ``none`` (fp32), or ``dynamic`` (int8 weights, activations quantized as they come; ONNX only).
+        quantize: ``none`` (fp32), ``dynamic`` (int8 weights, activations quantized as they come; ONNX only), or
+            ``static`` (activations quantized in ranges seen beforehand).
         examples: real model-ready features, labels included, in the lengths that will be served: some hundreds.
         collate: from a list of features to a batch of tensors on the CPU.
         metrics: `compute_metrics` of a Trainer; without it, the predictions that change are counted.
@@ -184,6 +129,8 @@ def export(
         processor: tokenizer or image processor, saved along.
         timing: measures the export; by default `measure` on up to `MEASURED_EXAMPLES` examples.
         seconds: for each series of the default measurement; 0 measures nothing.
+        calibration: examples that static int8 takes ranges from, `CALIBRATION_EXAMPLES` at most; training examples,
+            where there are some, else ``examples``.
 
     Raises:
         ConfigError: no such format, a model that is not exported here, nothing to check with.
@@ -191,12 +138,12 @@ def export(
         ExportError: the conversion failed, or the export does not compute what the model does.
     """
     candidate = check_choice(format, quantize, max_drop)
-    require(candidate.format)
+    candidate.require()
     plain = _plain(model)
     if not len(examples):
         raise ConfigError("an export is traced and checked on real examples, and there are none; pass some")
     with atomic_folder(folder) as path:
-        _convert(candidate, plain, _inputs(plain, collate, examples)).save_pretrained(path)
+        convert(plain, candidate, examples, collate, calibration).save_pretrained(path)
         if processor is not None:
             processor.save_pretrained(path)
         comparison = _verify(
@@ -273,15 +220,49 @@ def _plain(model: torch.nn.Module) -> PreTrainedModel:
 
 def _inputs(model: PreTrainedModel, collate: Callable[..., Any], examples: Sequence[Any]) -> dict[str, torch.Tensor]:
     """A batch to trace with: of three, as tracing takes an axis of one for a constant."""
-    batch = collate([examples[index % len(examples)] for index in range(3)])
+    return without_labels(model, collate([examples[index % len(examples)] for index in range(3)]))
+
+
+def without_labels(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     labels = {"labels", *find_labels(type(model))}
     return {name: value for name, value in batch.items() if name not in labels}
 
 
-def _convert(candidate: Candidate, model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> "ExportedModel":
+def convert(
+    model: torch.nn.Module,
+    candidate: Candidate,
+    examples: Sequence[Mapping[str, Any]],
+    collate: Callable[[list[Any]], Mapping[str, Any]],
+    calibration: Sequence[Mapping[str, Any]] | None = None,
+) -> "ExportedModel":
+    """``model`` converted and not checked; arguments and errors as for `export`."""
+    candidate.require()
+    plain = _plain(model)
+    batches = _calibration(candidate, plain, collate, examples if calibration is None else calibration)
+    return _convert(candidate, plain, _inputs(plain, collate, examples), batches)
+
+
+def _calibration(
+    candidate: Candidate, model: PreTrainedModel, collate: Callable[..., Any], examples: Sequence[Any]
+) -> list[dict[str, torch.Tensor]]:
+    """Batches of real inputs; short ones together, so that padding is no part of the ranges."""
+    if not candidate.calibrated:
+        return []
+    chosen = [examples[index] for index in range(min(CALIBRATION_EXAMPLES, len(examples)))]
+    chosen.sort(key=lambda example: len(example["input_ids"]) if "input_ids" in example else 0)
+    starts = range(0, len(chosen), CALIBRATION_BATCH)
+    return [without_labels(model, collate(chosen[start : start + CALIBRATION_BATCH])) for start in starts]
+
+
+def _convert(
+    candidate: Candidate,
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    calibration: Sequence[dict[str, torch.Tensor]],
+) -> "ExportedModel":
     try:
         with _quiet():
-            return candidate.convert(model, inputs)
+            return candidate.convert(model, inputs, calibration)
     except MemoryError:
         raise
     except Exception as error:  # torch, onnxscript and the runtimes each raise their own for what they cannot convert
@@ -320,14 +301,6 @@ def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-def _forget_origin(exported: "ExportedModel") -> None:
-    """Take the stack traces out of the graph: several times the graph's own bytes, and paths of this machine."""
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    for component in exported.components.values():
-        ClearMetadataAndDocStringPass()(component.program)
-
-
 def _check_labels(model: PreTrainedModel, runtime: ExportedRuntime) -> None:
     configs: list[Any] = [model.config, runtime.exported.config]
     own, exported = (dict(config.id2label or {}) for config in configs)
@@ -336,17 +309,20 @@ def _check_labels(model: PreTrainedModel, runtime: ExportedRuntime) -> None:
 
 
 def _report(result: ExportResult, candidate: Candidate, max_drop: float) -> dict[str, Any]:
-    packages = ("hf-efficient", "torch", "transformers", *RUNTIMES[candidate.format].packages)
+    packages = (*_PACKAGES, *RUNTIMES[candidate.format].packages, *candidate.packages)
     return {
         "format": result.format,
         "quantize": result.quantize,
-        "settings": {"exporter": dict(candidate.settings), "int8": candidate.int8},
+        "settings": {"exporter": dict(candidate.settings), "int8": dict(candidate.int8)},
         "comparison": result.comparison.to_dict(),
         "limits": {"relative": TOLERANCE, "absolute": FLOOR} if candidate.exact else {"max_drop": max_drop},
         "measurement": result.measurement.to_dict() if result.measurement else None,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "machine": machine(),
     }
+
+
+_PACKAGES = ("hf-efficient", "torch", "transformers")
 
 
 def _version(package: str) -> str:

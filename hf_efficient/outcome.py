@@ -44,6 +44,7 @@ class Outcome:
             folder,
             **chosen.model_dump(),
             examples=self.encoded["validation"],
+            calibration=self.encoded["train"],
             collate=self.task.collator(),
             metrics=self.task.compute_metrics,
             main_metric=self.task.main_metric,

@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hf_efficient.arguments import EfficientTrainingArguments
+from hf_efficient.candidates import check_choice
 from hf_efficient.errors import ConfigError, unknown
-from hf_efficient.export import check_choice
 from hf_efficient.plan import build_optimizations
 from hf_efficient.settings import parse
 from hf_efficient.task import get_task

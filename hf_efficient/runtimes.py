@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -158,9 +158,18 @@ def require(format: str) -> None:
     Raises:
         MissingDependencyError: names the first that is missing.
     """
-    for package in RUNTIMES[format].packages:
+    require_packages(RUNTIMES[format].packages, f"export format '{format}'", format)
+
+
+def require_packages(packages: Sequence[str], what: str, extra: str) -> None:
+    """Refuse ``what`` where one of the ``packages`` that it takes, and ``extra`` brings, is not installed.
+
+    Raises:
+        MissingDependencyError: names the first that is missing.
+    """
+    for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise MissingDependencyError(f"export format '{format}'", package, format)
+            raise MissingDependencyError(what, package, extra)
 
 
 def _damaged(folder: str | Path, error: Exception) -> ConfigError:

@@ -8,6 +8,7 @@ a checkpoint, and what goes to the Hub. Hooks that no optimization overrides are
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +21,7 @@ from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 from hf_efficient.batches import BatchMixin
 from hf_efficient.checkpoint import load_state, load_weights, save_state
 from hf_efficient.errors import ConfigError
-from hf_efficient.optimization import Context, Optimization, overrides
+from hf_efficient.optimization import Context, Optimization, Served, overrides
 from hf_efficient.phase import MAIN, train_phases
 from hf_efficient.plan import Plan, build_optimizations
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     _Base = Trainer
 else:
     _Base = object
+
+TIMED_EXAMPLES = 128
+"""Training examples on which optimizations time a model."""
 
 
 class EfficientMixin(BatchMixin, _Base):
@@ -165,7 +169,13 @@ class EfficientMixin(BatchMixin, _Base):
             folder=Path(folder or str(self.args.output_dir)),
             resuming=resuming,
             calibration=self._calibration_batches,
+            serving=self._serving,
         )
+
+    def _serving(self, model: nn.Module, kind: str) -> "AbstractContextManager[Served]":
+        from hf_efficient.serving import serving
+
+        return serving(model, kind, self.examples(self.train_dataset, TIMED_EXAMPLES), self.collate)
 
     def examples(self, dataset: Any, count: int) -> list[Any]:
         """Up to ``count`` examples of ``dataset``, drawn by the seed, without columns that the model cannot take."""
@@ -188,6 +198,8 @@ class EfficientMixin(BatchMixin, _Base):
         examples = self.examples(self.train_dataset, batches * size)
         if not examples:
             raise ConfigError("calibration needs training data, but train_dataset is empty or missing")
+        if all("input_ids" in example for example in examples):  # of like length together: less padding to compute
+            examples.sort(key=lambda example: len(example["input_ids"]))
         starts = range(0, len(examples), size)
         return [self._prepare_inputs(self.collate(examples[start : start + size])) for start in starts]
 

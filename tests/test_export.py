@@ -16,7 +16,8 @@ from transformers import BertConfig, BertForMaskedLM
 from transformers.exporters import ExportedModel
 
 from hf_efficient import ConfigError, ExportError, MissingDependencyError
-from hf_efficient.export import CANDIDATES, Candidate, ExportResult, export, verify
+from hf_efficient.candidates import CANDIDATES, Candidate
+from hf_efficient.export import ExportResult, export, verify
 from tests.exports import CASES, accuracy, make_export, pad, text, text_examples
 from tests.test_measure import short_and_undisturbed  # noqa: F401  (a fixture)
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"calibration", "cutting"},
     {"measure"},
     {"plan", "report", "picture", "wording"},
-    {"arguments", "before_after", "card", "guard", "runtimes", "exported", "export"},
+    {"arguments", "before_after", "card", "guard", "runtimes", "candidates", "exported", "export", "serving"},
     {"finished"},
     {"phase"},
     {"batches"},

@@ -12,7 +12,7 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--to", help="folder to write (default: `exported` beside the model's folder)")
     parser.add_argument("--format", default="onnx", help="onnx or openvino (default: onnx)")
-    parser.add_argument("--quantize", default="none", help="none or dynamic (default: none)")
+    parser.add_argument("--quantize", default="none", help="none, dynamic or static (default: none)")
     parser.add_argument("--task", help="e.g. text-classification (default: as the model's class tells)")
     parser.add_argument("--max-drop", type=float, default=0.01, help="of the task's main metric (default: 0.01)")
     parser.set_defaults(command=command)
@@ -24,7 +24,8 @@ def command(options: argparse.Namespace) -> int:
     quiet_libraries()
     from pathlib import Path
 
-    from hf_efficient.export import check_choice, export
+    from hf_efficient.candidates import check_choice
+    from hf_efficient.export import export
 
     check_choice(options.format, options.quantize, options.max_drop)
     task, model, rows = prepare(options.model, options.task, options.data)
