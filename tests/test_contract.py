@@ -138,7 +138,7 @@ ROWS = {
     ),
     "precision": Row({"dtype": "bf16"}, {"dtype": "fp32"}, computes_in_bf16, tolerance={"rtol": 0.05, "atol": 0.02}),
     "structured_pruning": Row(
-        {"keep_layers": LAYERS - 1, "calibration_batches": 2},
+        {"keep_layers": LAYERS - 1, "keep_heads": 0.5, "keep_ffn": 0.5, "calibration_batches": 4},
         {"keep_layers": LAYERS},
         fewer_parameters,
         {"dense_epochs": 6},

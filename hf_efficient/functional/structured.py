@@ -136,16 +136,16 @@ def removal_order(moments: Moments, weight: torch.Tensor, size: int, ridge: floa
     left = list(range(weight.shape[1] // size))
     gone: list[int] = []
     while len(left) > least:
-        costs = _removal_costs(moments, weight, left, size, ridge)
+        costs = removal_costs(moments, weight, left, size, ridge)
         ranked = costs.argsort().tolist()
         count = min(max(1, len(left) // 10), len(left) - least)
         gone += [left[position] for position in ranked[:count]]
         left = sorted(set(left) - set(gone))
-    last = _removal_costs(moments, weight, left, size, ridge).argsort().tolist()
+    last = removal_costs(moments, weight, left, size, ridge).argsort().tolist()
     return gone + [left[position] for position in last]
 
 
-def _removal_costs(
+def removal_costs(
     moments: Moments, weight: torch.Tensor, units: Sequence[int], size: int, ridge: float
 ) -> torch.Tensor:
     """Growth of the squared error when one of ``units`` goes and the others are refitted, shape (units,)."""

@@ -1,17 +1,24 @@
 """Which layers go, and what is refused."""
 
+import contextlib
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, set_seed
 
 from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning
+from hf_efficient.cutting.observation import divergence, logits_on
+from hf_efficient.optimization import Served
+from hf_efficient.optimizations import structured_pruning
+from hf_efficient.optimizations.structured_pruning import StructuredPruning
 from hf_efficient.plan import build_optimizations
-from tests.test_parity import build, train
+from tests.exports import widened
+from tests.test_parity import assert_same_tensors, build, train
 from tests.tiny import KINDS
 
 
@@ -21,26 +28,132 @@ def trainer(folder: Path, kind: str = "text", given: Any = None, dense_epochs: f
 
 
 def test_drops_the_layer_that_is_missed_least(tmp_path: Path) -> None:
-    one = trainer(tmp_path, keep_layers=2, calibration_batches=6)
+    one = trainer(tmp_path, keep_layers=2, calibration_batches=8, repair=False)
     train(one)
     chosen = one.optimizations[0].describe()["kept_layers"]["encoder.layer"]
     dense = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense" / "final").eval()
-    batch = one.collate(one.examples(one.train_dataset, 48))
-    layers, losses = dense.bert.encoder.layer, {}
+    judging = one.context().calibration(8)[-2:]
+    reference = logits_on(dense, judging)
+    layers, errors = dense.bert.encoder.layer, {}
     for kept in itertools.combinations(range(3), 2):
         dense.bert.encoder.layer = torch.nn.ModuleList(layers[index] for index in kept)
-        with torch.no_grad():
-            losses[kept] = dense(**batch).loss.item()
-    assert tuple(chosen) == min(losses, key=lambda kept: losses[kept])
+        errors[kept] = divergence(dense, judging, reference)
+    assert tuple(chosen) == min(errors, key=lambda kept: errors[kept])
 
 
-def test_description_tells_what_went(tmp_path: Path) -> None:
-    one = trainer(tmp_path, keep_layers=1, calibration_batches=2)
+def test_description_is_plain(tmp_path: Path) -> None:
+    one = trainer(tmp_path, keep_layers=1, keep_ffn=0.25, calibration_batches=4)
     train(one)
     said = one.optimizations[0].describe()
-    assert said["layers_before"] == {"encoder.layer": 3}
-    assert len(said["dropped_in_turn"]) == 2
+    assert said["widths"] == {"encoder.layer": {"ffn": [8]}}
+    assert len(said["kept_layers"]["encoder.layer"]) == 1
+    assert said["divergence"] >= 0
+    assert {each["importance"] for each in said["tried"]} == {"obs", "taylor", "fisher", "activation"}
     assert said == json.loads(json.dumps(said))
+
+
+@pytest.mark.parametrize("kind", ["text", "token", "vision", "seq2seq"])
+def test_cut_model_is_an_ordinary_one(tmp_path: Path, kind: str) -> None:
+    """Other widths in each layer: it reloads equal in one line, is saved again, halved, trained on by stock."""
+    target = 0.85 * sum(parameter.numel() for parameter in KINDS[kind].model().parameters())
+    one = trainer(tmp_path, kind, target_parameters=int(target), calibration_batches=4, importance="obs")
+    train(one)
+    kept = sum(parameter.numel() for parameter in one.model.parameters())
+    assert 0.75 * target < kept <= 1.01 * target  # a whole layer may be the best to go
+    loaded = type(one.model).from_pretrained(one.finished)
+    batch = one.collate(one.examples(one.eval_dataset, 4))
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**batch).logits, one.model.eval()(**batch).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    again = type(one.model).from_pretrained(tmp_path / "again")
+    assert_same_tensors(dict(again.state_dict()), dict(loaded.state_dict()))
+    stock = build(Trainer, TrainingArguments, tmp_path / "stock", kind, {"model": again})
+    train(stock)
+    assert stock.model.half().dtype == torch.float16
+
+
+def test_uniform_cut_needs_no_import(tmp_path: Path) -> None:
+    one = trainer(tmp_path, target_size_mb=0.026, uniform=True, calibration_batches=4, importance="obs")
+    train(one)
+    assert "quantization_config" not in (one.finished / "config.json").read_text()
+    size = sum(parameter.numel() * 4 for parameter in one.model.parameters()) / 1e6
+    assert 0.02 < size <= 0.0261
+
+
+class Clock:
+    """A runtime that takes a time of its own for each parameter, and a little for each batch."""
+
+    name, version, device = "Clock", "1", "cpu"
+
+    def __init__(self, model: Any):
+        layers = sum(parameter.numel() for parameter in model.base_model.encoder.parameters())
+        self.seconds = 0.0005 + 1e-6 * layers
+
+    def set_threads(self, threads: int) -> None:
+        pass
+
+    def predict(self, batch: Any) -> None:
+        time.sleep(self.seconds)
+
+
+def served(model: Any, kind: str) -> Any:
+    assert kind == "onnx"
+    return contextlib.nullcontext(Served(Clock(model), list(range(64)), list))
+
+
+@pytest.mark.parametrize("wish", [{"target_speedup": 2}, {"target_latency_ms": 3.0, "batch_size": 8}])
+def test_meets_a_target_of_time(tmp_path: Path, wish: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer(tmp_path, dense_epochs=0, runtime="onnx", calibration_batches=4, importance="obs", **wish)
+    model, context = widened(KINDS["text"].model()), one.context()
+    context.serving = served
+    monkeypatch.setattr(structured_pruning, "require_trained", lambda *args: None)
+    uncut = 1000 * Clock(model).seconds
+    made = one.optimizations[0].prepare_model(model, context)
+    milliseconds = 1000 * Clock(made).seconds
+    wanted = uncut / 2 if "target_speedup" in wish else 3.0
+    assert milliseconds == pytest.approx(wanted, rel=0.1)
+    measured = one.optimizations[0].describe()["measured"]
+    assert measured["cut_ms"] == pytest.approx(milliseconds, rel=0.2)
+
+
+def test_a_target_beyond_reach_names_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer(tmp_path, dense_epochs=0, runtime="onnx", calibration_batches=4, target_speedup=1000)
+    monkeypatch.setattr(structured_pruning, "require_trained", lambda *args: None)
+    context = one.context()
+    context.serving = served
+    model = widened(KINDS["text"].model())
+    with pytest.raises(
+        ConfigError, match=r"target_speedup=1000 cannot be met: the smallest shape reaches [0-9.]+ times"
+    ):
+        one.optimizations[0].prepare_model(model, context)
+    assert model.config.num_hidden_layers == 3
+    with pytest.raises(ConfigError, match="the smallest shape has"):
+        trainer(tmp_path, target_parameters=10, calibration_batches=4).train()
+
+
+def test_kill_between_measuring_and_cutting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decision is on disk before the cut: after a restart the same cut is made, without measuring again."""
+    settings: dict[str, Any] = {"keep_ffn": 0.5, "calibration_batches": 4}
+    whole = trainer(tmp_path / "whole", **settings)
+    train(whole)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*args: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(structured_pruning, "_repaired_alike", die)
+        with pytest.raises(Killed):
+            train(trainer(tmp_path / "killed", **settings))
+    assert (tmp_path / "killed" / "decisions" / "structured_pruning.json").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(StructuredPruning, "_choose", die)
+        again = trainer(tmp_path / "killed", **settings)
+        set_seed(0)
+        again.train(resume_from_checkpoint=True)
+    assert_same_tensors(dict(whole.model.state_dict()), dict(again.model.state_dict()))
 
 
 def test_named_layers_need_no_training(tmp_path: Path) -> None:
@@ -55,7 +168,7 @@ def test_named_layers_need_no_training(tmp_path: Path) -> None:
 
 
 def test_both_stacks_of_an_encoder_decoder(tmp_path: Path) -> None:
-    one = trainer(tmp_path, "seq2seq", keep_layers=2, calibration_batches=2)
+    one = trainer(tmp_path, "seq2seq", keep_layers=2, calibration_batches=4)
     train(one)
     assert (one.model.config.encoder_layers, one.model.config.decoder_layers) == (2, 2)
     type(one.model).from_pretrained(one.finished)
@@ -73,7 +186,7 @@ def test_untrained_model_is_refused(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("settings", [{}, {"keep_layers": None}])
 def test_default_changes_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
     one = trainer(tmp_path, dense_epochs=0, **settings)
-    with pytest.warns(NoEffectWarning, match="keep_layers"):
+    with pytest.warns(NoEffectWarning, match="cuts nothing"):
         train(one)
     assert one.model.config.num_hidden_layers == 3
 
@@ -88,6 +201,14 @@ def test_default_changes_nothing(tmp_path: Path, settings: dict[str, Any]) -> No
         ({"keep_layers": "many"}, "keep_layers"),
         ({"keep_layers": 1.5}, "keep_layers"),
         ({"calibration_batches": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"keep_heads": 0}, r"in \(0, 1\]"),
+        ({"keep_ffn": 1.5}, r"in \(0, 1\]"),
+        ({"target_speedup": 0}, "above 0"),
+        ({"target_speedup": 2, "target_size_mb": 1}, "cannot be set together"),
+        ({"target_speedup": 2, "keep_ffn": 0.5}, "cannot be set together"),
+        ({"uniform": True, "keep_heads": 0.5}, "uniform"),
+        ({"importance": "ob"}, "obs"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
