@@ -54,6 +54,14 @@ def text_examples() -> list[dict[str, Any]]:
     return labelled(text(), examples, pad)
 
 
+def balanced(model: Any, examples: list[dict[str, Any]], collate: Any = pad) -> Any:
+    """``model`` of two classes with its bias shifted so that it says each of them for half of the examples."""
+    with torch.no_grad():
+        logits = torch.cat([model(**collate([example])).logits for example in examples])
+        model.classifier.bias.data[0] -= (logits[:, 0] - logits[:, 1]).median()
+    return model
+
+
 def labelled(model: Any, examples: list[dict[str, Any]], collate: Any) -> list[dict[str, Any]]:
     with torch.no_grad():
         answers = [model(**collate([example])).logits.argmax(-1)[0] for example in examples]

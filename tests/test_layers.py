@@ -20,7 +20,7 @@ LAYERS = [
     {"phase"},
     {"batches"},
     {"trainer", "task", "recipe"},
-    {"outcome"},
+    {"outcome", "compress"},
     {"run"},
     {"cli"},
 ]

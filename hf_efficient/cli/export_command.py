@@ -25,10 +25,15 @@ def command(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from hf_efficient.candidates import check_choice
+    from hf_efficient.cli.model_and_data import judged_split, prepare
     from hf_efficient.export import export
 
     check_choice(options.format, options.quantize, options.max_drop)
-    task, model, rows = prepare(options.model, options.task, options.data)
+    task, model, splits = prepare(options.model, options.task, options.data)
+    judged, rows = judged_split(splits)
+    drawn = (
+        {} if judged == "train" or "train" not in splits else {"calibration": task.encode(splits["train"].shuffle(0))}
+    )
     result = export(
         model,
         options.to or Path(options.model).absolute().parent / "exported",
@@ -41,35 +46,7 @@ def command(options: argparse.Namespace) -> int:
         main_metric=task.main_metric,
         greater_is_better=task.greater_is_better,
         processor=task.processor,
+        **drawn,
     )
     print(result)
     return 0
-
-
-def prepare(folder: str, task_name: str | None, data: list[str]) -> tuple[Any, Any, Any]:
-    """Task with its processor, model, and the rows to check on: of test, else validation, else train."""
-    from transformers import AutoConfig
-
-    from hf_efficient.data import SPLITS, load_split
-    from hf_efficient.errors import ConfigError
-    from hf_efficient.exported import pipeline_of
-    from hf_efficient.recipe import set_value
-    from hf_efficient.settings import parse
-    from hf_efficient.task import get_task, load_pretrained, resolve_model
-
-    values: dict[str, Any] = {"data": {}}
-    for setting in data:
-        set_value(values, setting)
-    if set(values) > {"data"}:
-        raise ConfigError(f"export takes data.key=value and options, got {' '.join(data)}")
-    config = load_pretrained(AutoConfig, resolve_model(folder))
-    architectures = config.architectures or ["(none)"]
-    task_class = get_task(task_name or pipeline_of(architectures[0])[0])
-    split = next((split for split in reversed(SPLITS) if values["data"].get(split)), None)
-    if split is None:
-        raise ConfigError("export checks the model on real inputs: add data.test=FILE (or data.validation, data.train)")
-    settings = parse(task_class.data_settings, {"train": values["data"][split], **values["data"]}, "data")
-    rows = load_split(settings, split)
-    task = task_class(settings)
-    task.load_processor(folder)
-    return task, task.load_model(folder), rows

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.exports import labelled, widened
+from tests.exports import balanced, labelled, widened
 from tests.tiny import pad, text_examples, text_model
 
 Batches = list[dict[str, torch.Tensor]]
@@ -13,7 +13,7 @@ Batches = list[dict[str, torch.Tensor]]
 
 @pytest.fixture(scope="package")
 def trained() -> Any:
-    return widened(text_model(num_attention_heads=4))
+    return balanced(widened(text_model(num_attention_heads=4)), text_examples(96).examples)
 
 
 @pytest.fixture(scope="package")

@@ -1,0 +1,43 @@
+"""A saved model and real data for it, as several commands take them."""
+
+from typing import Any
+
+
+def prepare(folder: str, task_name: str | None, data: list[str]) -> tuple[Any, Any, dict[str, Any]]:
+    """Task with its processor, model, and the rows of every split that ``data`` (``data.key=value``) names.
+
+    Raises:
+        ConfigError: no split named, or settings beside ``data``.
+        DataError: a source that cannot be read.
+    """
+    from transformers import AutoConfig
+
+    from hf_efficient.data import SPLITS, load_split
+    from hf_efficient.errors import ConfigError
+    from hf_efficient.exported import pipeline_of
+    from hf_efficient.recipe import set_value
+    from hf_efficient.settings import parse
+    from hf_efficient.task import get_task, load_pretrained, resolve_model
+
+    values: dict[str, Any] = {"data": {}}
+    for setting in data:
+        set_value(values, setting)
+    if set(values) > {"data"}:
+        raise ConfigError(f"only data.key=value and options go here, got {' '.join(data)}")
+    config = load_pretrained(AutoConfig, resolve_model(folder))
+    architectures = config.architectures or ["(none)"]
+    task_class = get_task(task_name or pipeline_of(architectures[0])[0])
+    named = [split for split in SPLITS if values["data"].get(split)]
+    if not named:
+        raise ConfigError("real inputs are needed: add data.test=FILE (or data.validation, data.train)")
+    settings = parse(task_class.data_settings, {"train": values["data"][named[-1]], **values["data"]}, "data")
+    splits = {split: load_split(settings, split) for split in named}
+    task = task_class(settings)
+    task.load_processor(folder)
+    return task, task.load_model(folder), splits
+
+
+def judged_split(splits: dict[str, Any]) -> tuple[str, Any]:
+    """Name and rows of the split to judge a model on: test, else validation, else train."""
+    name = next(name for name in ("test", "validation", "train") if name in splits)
+    return name, splits[name]
