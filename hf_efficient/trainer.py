@@ -165,6 +165,7 @@ class EfficientMixin(BatchMixin, _Base):
             folder=Path(folder or str(self.args.output_dir)),
             resuming=resuming,
             calibration=self._calibration_batches,
+            processor=getattr(self, "processing_class", None),
         )
 
     def examples(self, dataset: Any, count: int) -> list[Any]:
