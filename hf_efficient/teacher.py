@@ -301,7 +301,7 @@ def _same_number(name: str, ours: int, teacher: Any, ids: Sequence[int] | None) 
     told = theirs if ids is None else len(ids)
     if told != ours:
         raise ConfigError(
-            f"distillation: teacher '{name}' tells {told} of the student's {ours} tokens apart; they need one vocabulary"
+            f"distillation: teacher '{name}' tells {told} tokens apart, the student {ours}; they need one vocabulary"
         )
     return None if ids is None else list(ids)
 
@@ -334,8 +334,8 @@ def _token_map(name: str, teacher: Any, student: Any, context: Context) -> list[
     if context.parent_ids is not None:
         return context.parent_ids
     raise ConfigError(
-        f"distillation: teacher '{name}' has {sizes[1]} tokens, the student {sizes[0]}, and there are no two tokenizers "
-        "to compare; pass processing_class=, and save the teacher's tokenizer beside it"
+        f"distillation: teacher '{name}' has {sizes[1]} tokens, the student {sizes[0]}, and two tokenizers to compare "
+        "are not at hand; pass processing_class=, and save the teacher's tokenizer beside it"
     )
 
 

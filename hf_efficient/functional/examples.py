@@ -36,6 +36,22 @@ def labels_are_tokens(inputs: Mapping[str, Any]) -> bool:
     return isinstance(labels, torch.Tensor) and labels.dim() == 2 and not labels.is_floating_point()
 
 
+def counted_outputs(inputs: Mapping[str, Any], logits: torch.Tensor, shifted: bool = False) -> torch.Tensor:
+    """Which outputs the training loss counts, boolean: the shape of ``logits`` without the last dimension.
+
+    Args:
+        inputs: the batch; outputs with a label count; where there are no labels, all but padding.
+        logits: shape (examples, ..., outputs).
+        shifted: as in a causal language model, each position predicts the next one's label.
+    """
+    labels, shape = inputs.get("labels"), logits.shape[:-1]
+    if isinstance(labels, torch.Tensor) and labels.shape == shape and not labels.is_floating_point():
+        counted: torch.Tensor = labels != -100
+        return torch.cat([counted[:, 1:], torch.zeros_like(counted[:, :1])], dim=1) if shifted else counted
+    mask = positions(inputs)
+    return mask if mask is not None and mask.shape == shape else torch.ones_like(logits[..., 0], dtype=torch.bool)
+
+
 def example_keys(
     inputs: Mapping[str, torch.Tensor], mask: torch.Tensor | None, decoder_mask: torch.Tensor | None
 ) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object
 
 from hf_efficient.calibration import require_trained
 from hf_efficient.capture import RELATIONS, Capture, Place, depths
@@ -21,7 +21,8 @@ from hf_efficient.functional.distill import (
     soft_targets,
     squared_error,
 )
-from hf_efficient.functional.examples import decoder_positions, labels_are_tokens, positions
+from hf_efficient.functional.examples import counted_outputs, decoder_positions, positions
+from hf_efficient.functional.projector import Projector
 from hf_efficient.optimization import Context, Optimization, Order
 from hf_efficient.pretrained import resolve_model
 from hf_efficient.teacher import SELF, Teacher, Teachers, logits_of
@@ -206,7 +207,8 @@ class Distillation(Optimization):
         taught = self._teachers.outputs(inputs, self._cache)
         caught = _with_gradients(self._capture.take())
         logits = logits_of(outputs)
-        counted = _counted(logits, inputs, self._capture.model)
+        shifted = type(self._capture.model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+        counted = counted_outputs(inputs, logits, shifted)
         weights = counted.flatten(1).sum(1) if counted.dim() > 1 else counted
         total = loss
         if self.alpha:
@@ -273,7 +275,7 @@ class Distillation(Optimization):
         so_far[0], so_far[1] = so_far[0] + value.detach(), so_far[1] + 1
         return value
 
-    def _projector(self, stack: int, student: torch.Tensor, width: int) -> "Projector":
+    def _projector(self, stack: int, student: torch.Tensor, width: int) -> Projector:
         if stack not in self._projectors:
             made = Projector(student.shape[-1], width, stack, student.device)
             if stack in self._saved.get("projectors", {}):
@@ -326,39 +328,6 @@ class Distillation(Optimization):
         return self._described
 
 
-class Projector:
-    """A linear map from the student's width to the teacher's, trained beside the model and no part of it."""
-
-    def __init__(self, student: int, teacher: int, stack: int, device: torch.device):
-        weight = torch.empty(teacher, student)
-        # from a generator of its own: the training's random numbers are left alone, processes start alike
-        torch.nn.init.orthogonal_(weight, generator=torch.Generator().manual_seed(stack))
-        self.weight = torch.nn.Parameter(weight.to(device))
-        self.optimizer = torch.optim.AdamW([self.weight], weight_decay=0.0)
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden.float() @ self.weight.T
-
-    def step(self, learning_rate: float, processes: int) -> None:
-        if self.weight.grad is None:
-            self.weight.grad = torch.zeros_like(self.weight)
-        if processes > 1:
-            self.weight.grad = reduce(self.weight.grad, "mean")
-        # fp16 training multiplies gradients by a factor that AdamW does not notice, unless it overflows
-        if torch.isfinite(self.weight.grad).all():
-            self.optimizer.param_groups[0]["lr"] = learning_rate
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"weight": self.weight.detach(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        with torch.no_grad():
-            self.weight.copy_(state["weight"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
 def _shown(name: str) -> str:
     """A Hub id, or the end of a path: where it lies is nobody's business."""
     return "/".join(Path(name).parts[-2:]) if Path(name).is_dir() else name
@@ -366,22 +335,6 @@ def _shown(name: str) -> str:
 
 def _mixed_precision(args: "TrainingArguments") -> torch.dtype | None:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-
-
-def _counted(logits: torch.Tensor, inputs: Mapping[str, Any], model: Any) -> torch.Tensor:
-    """Which outputs the training loss counts, boolean: the shape of ``logits`` without the last dimension."""
-    labels = inputs.get("labels")
-    if logits.dim() > 2 and labels_are_tokens(inputs) and labels.shape == logits.shape[:-1]:
-        counted = labels != -100
-        if type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):  # each position predicts the next label
-            counted = torch.cat([counted[:, 1:], torch.zeros_like(counted[:, :1])], dim=1)
-        return counted
-    if labels is not None and labels.shape == logits.shape[:-1] and not labels.is_floating_point():
-        return labels != -100
-    if logits.dim() == 2:
-        return torch.ones_like(logits[:, 0], dtype=torch.bool)
-    mask = positions(inputs)
-    return mask if mask is not None and mask.shape == logits.shape[:-1] else torch.ones_like(logits[..., 0]).bool()
 
 
 def _mask(inputs: Mapping[str, Any], stack: int, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
