@@ -166,7 +166,8 @@ def _stage_folder(value: str, earlier: Mapping[str, str], default: Any, where: s
     if value == default or not value.isidentifier() or Path(value).is_dir():
         return value
     raise ConfigError(
-        f"{where}: {unknown('stage before this one', value, earlier)}; or name a folder, or a model on the Hub (owner/name)"
+        f"{where}: {unknown('stage before this one', value, earlier)}; or name a folder, or a model on the Hub "
+        "(owner/name)"
     )
 
 
