@@ -135,7 +135,7 @@ def test_an_earlier_stage_teaches(recipe: Path, tmp_path: Path, monkeypatch: pyt
     (told,) = [change for change in changes if change["name"] == "distillation"]
     assert told["teacher"] == ["finetune/final"]
     assert told["layer_map"] == [[0, 0, 1]]
-    assert told["share_from_cache"] == 0.5
+    assert told["share_from_cache"] >= 0.5  # some questions come to the same tokens
     assert not list(folder.rglob("_teacher_cache"))
 
 

@@ -104,7 +104,7 @@ SMALL = {
 
 def text_model(**changes: Any) -> BertForSequenceClassification:
     set_seed(0)
-    config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=16, **{**SMALL, **changes})
+    config = BertConfig(max_position_embeddings=16, **{"vocab_size": VOCABULARY, **SMALL, **changes})
     return BertForSequenceClassification(config)
 
 

@@ -354,14 +354,17 @@ def _mask(inputs: Mapping[str, Any], stack: int, student: torch.Tensor, teacher:
 
 
 def _with_gradients(caught: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What was captured, unless nothing can be learnt through it.
+    """What was captured, unless nothing can be learnt through one kind of it.
 
     Raises:
-        ConfigError: no gradient leads back from any of it.
+        ConfigError: no gradient leads back from any hidden state, or from any projection.
     """
-    if caught and not any(value.requires_grad for value in caught.values()):
-        raise ConfigError(
-            "distillation gets no gradient through the student's layers: reentrant checkpointing cuts it off, or all "
-            "are frozen; set gradient_checkpointing_kwargs={'use_reentrant': False}, or hidden: 0 and attention: 0"
-        )
+    for kind in ("hidden", *RELATIONS):
+        values = [value for name, value in caught.items() if name.startswith(kind)]
+        if values and not any(value.requires_grad for value in values):
+            raise ConfigError(
+                f"distillation gets no gradient through the student's layers ({kind}): reentrant checkpointing cuts "
+                "it off, or all are frozen; set gradient_checkpointing_kwargs={'use_reentrant': False}, or hidden: 0 "
+                "and attention: 0"
+            )
     return caught

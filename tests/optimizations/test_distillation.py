@@ -16,6 +16,9 @@ from tests.test_contract import StopMain
 from tests.test_parity import assert_same_tensors, build, train
 from tests.tiny import KINDS, SMALL, VOCABULARY, pad, text_examples, text_model
 
+SGD = {"optim": "sgd", "learning_rate": 0.1, "dense_epochs": 0}
+"""Adam would blow rounding noise up wherever the true gradient is zero (a key's bias)."""
+
 
 def trainer(folder: Path, kind: str = "text", given: Any = None, others: Any = None, **settings: Any) -> Any:
     changes = {"dense_epochs": 2, "measure_seconds": 0, **settings.pop("args", {})}
@@ -82,7 +85,7 @@ def test_teacher_runs_in_the_first_epoch_only(tmp_path: Path, kind: str, monkeyp
     asked: list[int] = []
     ask = Teachers._ask
     monkeypatch.setattr(Teachers, "_ask", lambda self, batch: asked.append(len(batch["labels"])) or ask(self, batch))
-    args = {"dense_epochs": 20 if kind == "seq2seq" else 2, "bf16": kind == "vision"}
+    args = {"dense_epochs": 12 if kind == "seq2seq" else 2, "bf16": kind == "vision"}
     one = trainer(tmp_path, kind, attention=0.5, args=args)
     train(one)
     assert asked == [8] * 6
@@ -92,13 +95,15 @@ def test_teacher_runs_in_the_first_epoch_only(tmp_path: Path, kind: str, monkeyp
     assert len(told["layer_map"]) == (6 if kind == "seq2seq" else 3)
 
 
-def test_without_a_cache(tmp_path: Path) -> None:
-    cached, asked = trainer(tmp_path / "a"), trainer(tmp_path / "b", cache=False)
+def test_without_a_cache(tmp_path: Path, wide: str) -> None:
+    cached, asked = (
+        trainer(tmp_path / name, teacher=wide, cache=cache, args=SGD) for name, cache in (("a", True), ("b", False))
+    )
     train(cached)
     train(asked)
     assert not list((tmp_path / "b").rglob("_teacher_cache"))
     for name, value in weights(asked).items():
-        torch.testing.assert_close(weights(cached)[name], value, rtol=0.05, atol=5e-3)
+        torch.testing.assert_close(weights(cached)[name], value, rtol=1e-3, atol=1e-4)
     assert described(asked)["share_from_cache"] == 0
 
 
@@ -164,10 +169,12 @@ def test_regression(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"compile": {"backend": "eager"}}, {"activation_checkpointing": {}}])
-def test_with_others_it_learns_the_same(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_with_others_it_learns_the_same(tmp_path: Path, wide: str, other: dict[str, Any]) -> None:
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     plain, both = (
-        trainer(tmp_path / name, given={"model": text_model(**quiet)}, others=others, attention=0.5)
+        trainer(
+            tmp_path / name, given={"model": text_model(**quiet)}, others=others, teacher=wide, attention=0.5, args=SGD
+        )
         for name, others in (("plain", None), ("both", other))
     )
     train(plain)
@@ -178,7 +185,7 @@ def test_with_others_it_learns_the_same(tmp_path: Path, other: dict[str, Any]) -
 
 def test_reentrant_checkpointing_is_refused(tmp_path: Path) -> None:
     args = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
-    one = trainer(tmp_path, args=args)
+    one = trainer(tmp_path, attention=0.5, args=args)
     one.model.enable_input_require_grads()
     with pytest.raises(ConfigError, match="use_reentrant"):
         train(one)
@@ -213,7 +220,7 @@ def test_resuming_with_another_model_is_refused(tmp_path: Path) -> None:
 
     def start(model: Any, callbacks: Any = ()) -> Any:
         given = {"model": model, "callbacks": list(callbacks)}
-        pruning = {"structured_pruning": {"keep_layers": [0, 2]}}
+        pruning = {"structured_pruning": {"keep_layers": 2, "calibration_batches": 2}}
         return trainer(tmp_path / "out", given=given, others=pruning, args={"dense_epochs": 0})
 
     load = BertForSequenceClassification.from_pretrained
