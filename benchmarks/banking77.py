@@ -14,7 +14,8 @@ from transformers import PrinterCallback, Trainer, set_seed
 
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments
 from hf_efficient.data import load
-from hf_efficient.task import DEFAULT_MODEL, Task, get_task
+from hf_efficient.pretrained import DEFAULT_MODEL
+from hf_efficient.task import Task, get_task
 
 MAX_LENGTH = 64
 LEARNING_RATE = 3e-4

@@ -35,6 +35,7 @@ _PUBLIC = {
     "ConfigError": "errors",
     "ConflictError": "errors",
     "DataError": "errors",
+    "Distillation": "optimizations.distillation",
     "EfficientError": "errors",
     "EfficientMixin": "trainer",
     "EfficientSeq2SeqTrainer": "trainer",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimization import Order as Order
     from hf_efficient.optimizations.activation_checkpointing import ActivationCheckpointing as ActivationCheckpointing
     from hf_efficient.optimizations.compile import Compile as Compile
+    from hf_efficient.optimizations.distillation import Distillation as Distillation
     from hf_efficient.optimizations.length_batching import LengthBatching as LengthBatching
     from hf_efficient.optimizations.optimizer import Optimizer as Optimizer
     from hf_efficient.optimizations.precision import Precision as Precision

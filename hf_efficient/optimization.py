@@ -90,6 +90,8 @@ class Context:
     """``calibration(n)``: up to n batches drawn by the seed from the training data, labels included, on the device."""
     processor: Any = None
     """Tokenizer or image processor; an optimization that changes it puts the new one here in `prepare_model`."""
+    parent_ids: list[int] | None = None
+    """Where an optimization of this phase cut the vocabulary: for each token id now its id in `original`; else None."""
     original: "nn.Module | None" = None
     """The model before any optimization of this phase changed it, evaluating; kept where one `needs_original`."""
     serving: "Callable[[nn.Module, str], AbstractContextManager[Served]] | None" = None
@@ -136,6 +138,8 @@ class Optimization(TrainerCallback):
     order: ClassVar[Order]
     conflicts: ClassVar[frozenset[str]] = frozenset()
     """Names of optimizations that cannot run together with this one."""
+    stage_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings that hold a model, or a list of them: in a recipe it may be an earlier stage's, by the stage's name."""
 
     _trainer_ready = False
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 OPTIMIZATIONS = {
     "activation_checkpointing": "hf_efficient.optimizations.activation_checkpointing:ActivationCheckpointing",
     "compile": "hf_efficient.optimizations.compile:Compile",
+    "distillation": "hf_efficient.optimizations.distillation:Distillation",
     "length_batching": "hf_efficient.optimizations.length_batching:LengthBatching",
     "optimizer": "hf_efficient.optimizations.optimizer:Optimizer",
     "precision": "hf_efficient.optimizations.precision:Precision",

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.candidates import check_choice
 from hf_efficient.errors import ConfigError, unknown
-from hf_efficient.plan import build_optimizations
+from hf_efficient.plan import build_optimizations, optimization_class
 from hf_efficient.settings import parse
 from hf_efficient.task import get_task
 
@@ -82,11 +82,14 @@ class Recipe(BaseModel):
     def check(self) -> None:
         """Refuse unknown keys and wrong types in every block, before anything is loaded or written."""
         parse(get_task(self.task).data_settings, self.data, "data")
+        earlier: dict[str, str] = {}
         for name, stage in self.stages.items():
             if not name.isidentifier():
                 raise ConfigError(f"stages: '{name}' names a folder; use letters, digits and underscores")
             training_values(stage.training, f"stages.{name}.training")
             build_optimizations(stage.optimizations, f"stages.{name}.optimizations")
+            with_stages(stage.optimizations, earlier, f"stages.{name}.optimizations")
+            earlier[name] = name
         if self.export is not None:
             try:
                 check_choice(**self.export.model_dump())
@@ -128,6 +131,44 @@ def training_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             expected = error.errors()[0]["msg"]
             raise ConfigError(f"{where}.{key}: {expected[0].lower()}{expected[1:]}, got {value!r}") from None
     return coerced
+
+
+def with_stages(optimizations: Mapping[str, Any], earlier: Mapping[str, str], where: str) -> dict[str, Any]:
+    """``optimizations`` with the folders of earlier stages in the place of their names (`stage_settings`).
+
+    Args:
+        earlier: name of each stage before this one -> the folder of its finished model.
+
+    Raises:
+        ConfigError: a name that could be a stage's, and is none of an earlier one.
+    """
+    changed = dict(optimizations)
+    for name, settings in optimizations.items():
+        if not isinstance(settings, Mapping):
+            continue
+        cls = optimization_class(name, where)
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        given = {key: settings[key] for key in cls.stage_settings.intersection(settings)}
+        found = {
+            key: [_stage_folder(one, earlier, defaults[key], f"{where}.{name}.{key}") for one in value]
+            if isinstance(value, list)
+            else _stage_folder(value, earlier, defaults[key], f"{where}.{name}.{key}")
+            for key, value in given.items()
+        }
+        changed[name] = {**settings, **found}
+    return changed
+
+
+def _stage_folder(value: str, earlier: Mapping[str, str], default: Any, where: str) -> str:
+    if value in earlier:
+        return earlier[value]
+    # a stage's name is an identifier; Hub ids have an owner or a dash, paths a slash
+    if value == default or not value.isidentifier() or Path(value).is_dir():
+        return value
+    raise ConfigError(
+        f"{where}: {unknown('stage before this one', value, earlier)}; or name a folder, or a model on the Hub "
+        "(owner/name)"
+    )
 
 
 @functools.cache

@@ -11,6 +11,7 @@ Layout of `runs/<recipe>/<time>/`::
     exported/       the same for another runtime, where the recipe says so: exported_pipeline("runs/.../exported")
 """
 
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -43,11 +44,12 @@ from hf_efficient.optimization import Context
 from hf_efficient.outcome import Outcome
 from hf_efficient.phase import FINAL, save_final
 from hf_efficient.plan import Plan, build_optimizations
-from hf_efficient.recipe import STAGE_DEFAULTS, Recipe, training_values
+from hf_efficient.recipe import STAGE_DEFAULTS, Recipe, training_values, with_stages
 from hf_efficient.report import Report
 from hf_efficient.runtimes import require
 from hf_efficient.settings import parse
 from hf_efficient.task import get_task
+from hf_efficient.teacher_cache import FOLDER as TEACHER_CACHE
 from hf_efficient.trainer import EfficientTrainer
 
 EXPORTED = "exported"
@@ -182,11 +184,14 @@ class _Job(Outcome):
         if values["load_best_model_at_end"]:
             values.setdefault("metric_for_best_model", self.task.main_metric)
             values.setdefault("greater_is_better", self.task.greater_is_better)
+        before = itertools.takewhile(lambda name: name != stage, self.recipe.stages)
+        folders = {name: str(folder.parent / name / FINAL) for name in before}
+        optimizations = self.recipe.stages[stage].optimizations
         try:
             return EfficientTrainingArguments(
                 output_dir=str(folder),
                 seed=self.recipe.seed,
-                optimizations=self.recipe.stages[stage].optimizations,
+                optimizations=with_stages(optimizations, folders, f"stages.{stage}.optimizations"),
                 measure_seconds=0,  # the run measures its first and last stage itself
                 **values,
             )
@@ -234,6 +239,7 @@ class _Job(Outcome):
             write_json(folder / STAGE_FILE, {"training": training, "changes": changes, "history": history})
             for checkpoint in folder.glob("checkpoint-*"):  # only now that nothing resumes from them
                 shutil.rmtree(checkpoint)
+            shutil.rmtree(folder / TEACHER_CACHE, ignore_errors=True)
         PartialState().wait_for_everyone()
 
     def metrics(self, before: Path, after: Path, folder: Path) -> dict[str, dict[str, dict[str, float]]]:

@@ -170,6 +170,7 @@ class EfficientMixin(BatchMixin, _Base):
             resuming=resuming,
             calibration=self._calibration_batches,
             serving=self._serving,
+            processor=getattr(self, "processing_class", None),
         )
 
     def _serving(self, model: nn.Module, kind: str) -> "AbstractContextManager[Served]":

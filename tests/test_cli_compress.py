@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_efficient.cli import main
-from hf_efficient.task import load_pretrained
+from hf_efficient.pretrained import load_pretrained
 from tests.exports import balanced, widened
 from tests.tasks.conftest import tiny_checkpoint, tiny_tokenizer
 

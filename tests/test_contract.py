@@ -112,9 +112,33 @@ def less_padding(before: Any, after: Any) -> bool:
     return after.optimizations[0].describe()["padding_share"] < 0.6 * random
 
 
+def closer_to_the_teacher(before: Any, after: Any) -> bool:
+    """What the model says is nearer to its teacher, the dense model, than after the same training on labels alone."""
+    dense = type(before.model).from_pretrained(Path(after.args.output_dir) / "dense" / "final").eval()
+    before.model.load_state_dict(dense.state_dict())
+    train(before)
+    batch = before.data_collator([before.eval_dataset[index] for index in range(len(before.eval_dataset))])
+    with torch.no_grad():
+        taught, *said = (one.eval()(**batch).logits.log_softmax(-1) for one in (dense, before.model, after.model))
+    counted = batch["labels"] != -100
+    alone, ours = (
+        torch.nn.functional.kl_div(one[counted], taught[counted], log_target=True, reduction="batchmean")
+        for one in said
+    )
+    return bool(ours < 0.8 * alone)
+
+
 ROWS = {
     "activation_checkpointing": Row({}, None, less_memory),
     "compile": Row({"backend": "eager"}, None, compiles),
+    "distillation": Row(
+        {"alpha": 0.5, "hidden": 0.5, "attention": 0.5},
+        {"alpha": 0.0, "hidden": 0.0},
+        closer_to_the_teacher,
+        {"dense_epochs": 2},
+        distributed={"dense_epochs": 6},  # plain gradient descent teaches more slowly
+        tolerance={"rtol": 1e-3, "atol": 1e-4},  # the teacher's hidden states are kept in 16 bits
+    ),
     "length_batching": Row(
         {"window_batches": 4},
         None,

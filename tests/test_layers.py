@@ -9,10 +9,10 @@ LAYERS = [
     {"errors"},
     {"settings", "files", "machine"},
     {"hub"},
-    {"functional", "checkpoint"},
-    {"blocks", "data"},
-    {"optimization", "timing"},
-    {"calibration", "cutting"},
+    {"functional", "checkpoint", "pretrained"},
+    {"blocks", "data", "teacher_cache"},
+    {"optimization", "timing", "calibration", "capture"},
+    {"teacher", "cutting"},
     {"measure"},
     {"plan", "report", "picture", "wording"},
     {"arguments", "before_after", "card", "guard", "runtimes", "candidates", "exported", "export", "serving"},
@@ -28,8 +28,18 @@ LAYERS = [
 
 INSTANCES = {
     "optimizations": {
-        *{"errors", "machine", "functional", "blocks", "optimization", "timing"},
-        *{"calibration", "cutting"},
+        "blocks",
+        "calibration",
+        "capture",
+        "cutting",
+        "errors",
+        "functional",
+        "machine",
+        "optimization",
+        "pretrained",
+        "teacher",
+        "teacher_cache",
+        "timing",
     }
 }
 """Package of instances -> what its modules may import. Only its own test and the command line import them by name."""

@@ -7,7 +7,7 @@ import yaml
 
 from hf_efficient import ConfigError, Recipe
 from hf_efficient.arguments import EfficientTrainingArguments
-from hf_efficient.recipe import bundled, source, training_values
+from hf_efficient.recipe import bundled, source, training_values, with_stages
 
 LR = "stages.finetune.training.learning_rate"
 
@@ -73,6 +73,28 @@ def test_every_training_argument_can_be_set() -> None:
 def test_bad_override(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe.load("customer-service", overrides)
+
+
+DISTIL = "stages.compress.optimizations.distillation.teacher"
+
+
+@pytest.mark.parametrize("teacher", ["finetune", "self", "[finetune, owner/name]", "some-model", "/some/folder"])
+def test_a_stage_as_teacher(teacher: str) -> None:
+    recipe = Recipe.load("customer-service", [f"{DISTIL}={teacher}"])
+    values = yaml.safe_load(teacher)
+    stage = with_stages(recipe.stages["compress"].optimizations, {"finetune": "runs/final"}, "x")
+    expected = [{"finetune": "runs/final"}.get(one, one) for one in ([values] if isinstance(values, str) else values)]
+    found = stage["distillation"]["teacher"]
+    assert ([found] if isinstance(found, str) else found) == expected
+    assert recipe.stages["compress"].optimizations["distillation"]["teacher"] == values
+
+
+@pytest.mark.parametrize(
+    ("teacher", "near"), [("finetun", "did you mean 'finetune'"), ("compress", "Allowed: finetune")]
+)
+def test_a_teacher_that_is_no_earlier_stage(teacher: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=rf"distillation.teacher: unknown stage before this one.*{near}"):
+        Recipe.load("customer-service", [f"{DISTIL}={teacher}"])
 
 
 def test_unknown_recipe() -> None:

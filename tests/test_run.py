@@ -126,6 +126,19 @@ def test_resume_continues_the_newest_unfinished(
         run(recipe, ["seed=1"], runs=tmp_path / "runs", resume=True)
 
 
+def test_an_earlier_stage_teaches(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
+    text = recipe.read_text().replace("keep_layers: [0]}", "keep_layers: [0]}, distillation: {teacher: finetune}")
+    recipe.write_text(text)
+    folder: Any = run(recipe, runs=tmp_path / "runs")
+    changes = json.loads((folder / "stages" / "compress" / "stage.json").read_text())["changes"]
+    (told,) = [change for change in changes if change["name"] == "distillation"]
+    assert told["teacher"] == ["finetune/final"]
+    assert told["layer_map"] == [[0, 0, 1]]
+    assert told["share_from_cache"] >= 0.5  # some questions come to the same tokens
+    assert not list(folder.rglob("_teacher_cache"))
+
+
 def default_callbacks() -> list[Any]:
     import transformers.trainer
 

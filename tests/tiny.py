@@ -94,7 +94,7 @@ def seq2seq_examples(count: int = 48, seed: int = 0) -> Examples:
     )
 
 
-_SMALL = {
+SMALL = {
     "hidden_size": 16,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 2,
@@ -104,20 +104,20 @@ _SMALL = {
 
 def text_model(**changes: Any) -> BertForSequenceClassification:
     set_seed(0)
-    config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=16, **{**_SMALL, **changes})
+    config = BertConfig(max_position_embeddings=16, **{"vocab_size": VOCABULARY, **SMALL, **changes})
     return BertForSequenceClassification(config)
 
 
 def token_model() -> BertForTokenClassification:
     set_seed(0)
     return BertForTokenClassification(
-        BertConfig(vocab_size=VOCABULARY, max_position_embeddings=16, num_labels=3, **_SMALL)
+        BertConfig(vocab_size=VOCABULARY, max_position_embeddings=16, num_labels=3, **SMALL)
     )
 
 
 def image_model() -> ViTForImageClassification:
     set_seed(0)
-    return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=2, **_SMALL))
+    return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=2, **SMALL))
 
 
 def seq2seq_model() -> BartForConditionalGeneration:

@@ -15,9 +15,10 @@ def prepare(folder: str, task_name: str | None, data: list[str]) -> tuple[Any, A
     from hf_efficient.data import SPLITS, load_split
     from hf_efficient.errors import ConfigError
     from hf_efficient.exported import pipeline_of
+    from hf_efficient.pretrained import load_pretrained, resolve_model
     from hf_efficient.recipe import set_value
     from hf_efficient.settings import parse
-    from hf_efficient.task import get_task, load_pretrained, resolve_model
+    from hf_efficient.task import get_task
 
     values: dict[str, Any] = {"data": {}}
     for setting in data:
