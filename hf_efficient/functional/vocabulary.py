@@ -3,6 +3,7 @@
 Ids keep their ascending order, so that a model's special tokens at the front of its vocabulary usually keep their ids.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -72,10 +73,10 @@ class Vocabulary:
         ends. Tokenizers without merges go through nothing.
         """
         passed = {index}
-        if self._kind != "BPE" or index in self._added:
+        if self._kind != "BPE" or index in self._added or index not in self._names:
             return passed
         pieces = self._characters(self._names[index])
-        while pairs := [pair for pair in zip(pieces, pieces[1:], strict=False) if pair in self._ranks]:
+        while pairs := [pair for pair in itertools.pairwise(pieces) if pair in self._ranks]:
             left, right = min(pairs, key=self._ranks.__getitem__)
             merged = self._joined(left, right)
             pieces = _replaced(pieces, (left, right), merged)
@@ -175,31 +176,33 @@ def _renumber(processor: dict[str, Any], new: Mapping[int, int]) -> None:
 
 
 def choose(
-    counts: torch.Tensor, required: Iterable[int], min_count: int, size: int | None, vocabulary: Any
+    counts: torch.Tensor, required: Iterable[int], min_count: int, size: int | None, vocabulary: Vocabulary | None
 ) -> list[int]:
     """Ascending ids to keep: the required ones, then the most frequent, each with the tokens on its path.
 
     Args:
-        counts: occurrences of each id, shape (vocabulary,).
+        counts: occurrences of each id, shape (rows of the embedding,).
         required: ids kept whatever their count.
         min_count: how often another one must occur to stay.
         size: how many may stay at most; None: no limit.
-        vocabulary: a `Vocabulary`; None where no token needs another.
+        vocabulary: whose tokens may stay; None where any row may.
 
     Raises:
         ConfigError: the required ids alone are more than ``size``.
     """
     path = vocabulary.path if vocabulary is not None else lambda index: {index}
+    known = set(vocabulary.tokens.values()) if vocabulary is not None else range(len(counts))
     kept: set[int] = set().union(*(path(index) for index in required))
     if size is not None and len(kept) > size:
         raise ConfigError(
             f"size={size} is too small: special tokens, single characters and keep are {len(kept)} tokens already; "
             f"set size to {len(kept)} or more"
         )
+    frequency = counts.tolist()
     for index in torch.argsort(counts, descending=True, stable=True).tolist():
-        if int(counts[index]) < min_count:
+        if frequency[index] < min_count:
             break
-        more = path(index) - kept
+        more = path(index) - kept if index in known else set()
         if size is None or len(kept) + len(more) <= size:
             kept |= more
     return sorted(kept)
@@ -236,7 +239,13 @@ def map_ids(ids: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
             f"token id {int(ids.max())} is outside the vocabulary of {len(new)} that was trimmed; tokenize the data "
             "with the tokenizer that the model came with"
         )
-    return torch.where(ids < 0, ids, new.to(ids.device)[ids.clamp(min=0)].to(ids.dtype))
+    mapped = new.to(ids.device)[ids.clamp(min=0)]
+    if bool((mapped < 0).any()):
+        raise ConfigError(
+            f"token id {int(ids[mapped < 0][0])} has no token in the tokenizer, and there is no unknown token to take "
+            "its place; tokenize the data with the tokenizer that the model came with"
+        )
+    return torch.where(ids < 0, ids, mapped.to(ids.dtype))
 
 
 def parent_ids(child_tokens: Mapping[str, int], parent_tokens: Mapping[str, int]) -> list[int] | None:
