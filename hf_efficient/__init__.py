@@ -58,6 +58,7 @@ _PUBLIC = {
     "RunResult": "run",
     "StructuredPruning": "optimizations.structured_pruning",
     "Task": "task",
+    "VocabularyTrimming": "optimizations.vocabulary_trimming",
     "build": "checkpoint",
     "efficient": "trainer",
     "exported_pipeline": "exported",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.optimizer import Optimizer as Optimizer
     from hf_efficient.optimizations.precision import Precision as Precision
     from hf_efficient.optimizations.structured_pruning import StructuredPruning as StructuredPruning
+    from hf_efficient.optimizations.vocabulary_trimming import VocabularyTrimming as VocabularyTrimming
     from hf_efficient.plan import Plan as Plan
     from hf_efficient.recipe import Recipe as Recipe
     from hf_efficient.report import Report as Report

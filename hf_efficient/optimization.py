@@ -92,6 +92,8 @@ class Context:
     """Tokenizer or image processor; an optimization that changes it puts the new one here in `prepare_model`."""
     parent_ids: list[int] | None = None
     """Where an optimization of this phase cut the vocabulary: for each token id now its id in `original`; else None."""
+    evaluation: Any = None
+    """The evaluation data set, the first where there are several."""
     original: "nn.Module | None" = None
     """The model before any optimization of this phase changed it, evaluating; kept where one `needs_original`."""
     serving: "Callable[[nn.Module, str], AbstractContextManager[Served]] | None" = None
@@ -188,7 +190,11 @@ class Optimization(TrainerCallback):
 
     def map_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A collated batch as the model takes it, from the time that `prepare_model` has run: training, evaluation
-        and export."""
+        and export. A new object where anything changes.
+
+        It runs on a copy of the optimization, made when `prepare_model` ended: in data loader workers, and long after
+        the training. So it reads attributes and sets none.
+        """
         return batch
 
     def choose_optimizer(self, cls: Any, settings: dict[str, Any], model: "nn.Module") -> tuple[Any, dict[str, Any]]:

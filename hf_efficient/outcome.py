@@ -1,6 +1,6 @@
 """What comes of a recipe's training: the finished model measured, exported and described."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Outcome:
 
     Attributes:
         data, encoded: train, validation and, where there is one, test; as rows and as model inputs.
-        processor: tokenizer or image processor.
+        processor: tokenizer or image processor that encoded them.
     """
 
     recipe: Recipe
@@ -31,6 +31,26 @@ class Outcome:
     data: DatasetDict
     encoded: DatasetDict
     processor: Any
+    _encodings: dict[str, tuple[Any, DatasetDict]] = field(default_factory=dict)
+    """Model -> its processor, and the data as that encodes it."""
+
+    def use(self, model: str | Path) -> None:
+        """Let task and data go by the processor of ``model``: a stage may have trimmed the vocabulary.
+
+        Every step that works on a stage's model calls this first; data is encoded once for each vocabulary.
+        """
+        self._encodings.setdefault(self.recipe.model, (self.processor, self.encoded))
+        if str(model) not in self._encodings:
+            self._encodings[str(model)] = self._encoded_for(str(model))
+        self.processor, self.encoded = self._encodings[str(model)]
+        self.task.processor = self.processor
+
+    def _encoded_for(self, model: str) -> tuple[Any, DatasetDict]:
+        processor = self.task.load_processor(model)
+        for known, encoded in self._encodings.values():
+            if _vocabulary(known) == _vocabulary(processor):
+                return known, encoded
+        return processor, DatasetDict({name: self.task.encode(split) for name, split in self.data.items()})
 
     def export(self, model: Path, folder: Path) -> ExportResult | None:
         """Export the finished model, judged on validation data; an interrupted run finds what it had done."""
@@ -39,6 +59,7 @@ class Outcome:
             return None
         if (folder / REPORT).is_file():
             return ExportResult.load(folder)
+        self.use(model)
         return export(
             self.task.load_model(str(model)),
             folder,
@@ -55,6 +76,7 @@ class Outcome:
 
     def exported_metrics(self, exported: ExportResult) -> dict[str, float]:
         """The export's metrics on the data that the report speaks of."""
+        self.use(exported.folder)
         found = self.task.compute_metrics(
             predictions(exported.runtime(), self.encoded[self.judged], self.task.collator())
         )
@@ -95,7 +117,13 @@ class Outcome:
 
     def measurement(self, path: Path) -> Measurement:
         """Size, latency and memory of a saved model."""
+        self.use(path)
         model = self.task.load_model(str(path))
         timing = self.timing(TorchRuntime(model))
         batch = self.task.collator()(list(self.task.encode(self.measured_rows().select(range(timing.batch_size)))))
         return Measurement.of(timing, model, path, peak_memory_mb(path, batch))
+
+
+def _vocabulary(processor: Any) -> dict[str, int] | None:
+    """Token -> id; None for what is no tokenizer."""
+    return processor.get_vocab() if hasattr(processor, "get_vocab") else None

@@ -17,6 +17,7 @@ from transformers import enable_full_determinism, set_seed
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from hf_efficient.checkpoint import load_state, load_weights
+from hf_efficient.collation import map_batches, set_processor, states_of_model, unmap_batches
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import atomic_folder
 from hf_efficient.hub import remove_local_names
@@ -70,7 +71,9 @@ def train_phases(
 
     dense, main = _phases(trainer, plan, trial)
     start = _starting_point(dense, main, resume)
+    kept = states_of_model(trainer) if trainer.model_init is None else {}
     plan.reset()
+    plan.load_state_dict(kept)
     model_init, trainer.model_init = trainer.model_init, None  # stock train() would start each phase from a new model
     try:
         if model_init is not None:
@@ -150,6 +153,7 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 def _new_model(trainer: Any, model_init: Callable[..., nn.Module], trial: Any) -> None:
     """What stock `train()` does at its start when there is a `model_init`."""
+    unmap_batches(trainer)
     enable_full_determinism(trainer.args.seed) if trainer.args.full_determinism else set_seed(trainer.args.seed)
     trainer.model_init = model_init
     trainer.model = trainer.call_model_init(trial)
@@ -188,8 +192,12 @@ def _active(trainer: Any, phase: Phase) -> Iterator[None]:
 def _run(trainer: Any, phase: Phase, start: _Start, stock_train: Callable[..., TrainOutput]) -> TrainOutput:
     if start.checkpoint is not None:
         _restore(phase.plan, start.checkpoint)
+    map_batches(trainer, phase.plan)
     context = trainer.context(phase.folder, resuming=start.resuming)
+    processor = context.processor
     trainer.model = phase.plan.prepare_model(_unwrapped(trainer), context)
+    if context.processor is not processor:
+        set_processor(trainer, context.processor)
     trainer.model_wrapped = trainer.model
     _check_optimizer(trainer)
     return stock_train(resume_from_checkpoint=start.checkpoint)

@@ -21,6 +21,7 @@ OPTIMIZATIONS = {
     "optimizer": "hf_efficient.optimizations.optimizer:Optimizer",
     "precision": "hf_efficient.optimizations.precision:Precision",
     "structured_pruning": "hf_efficient.optimizations.structured_pruning:StructuredPruning",
+    "vocabulary_trimming": "hf_efficient.optimizations.vocabulary_trimming:VocabularyTrimming",
 }
 """Name -> where the class lives. Strings, so that the core imports no instance and optional packages stay optional."""
 
@@ -65,6 +66,8 @@ class Plan:
 
     def __init__(self, optimizations: Iterable[Optimization] = ()):
         self.optimizations = sorted(optimizations, key=lambda optimization: optimization.order)
+        self.mapping: list[Optimization] = []
+        """Copies of those that map batches, as their `prepare_model` left them."""
         names = [optimization.name for optimization in self.optimizations]
         for name in names:
             if names.count(name) > 1:
@@ -109,12 +112,9 @@ class Plan:
             context.original = copy.deepcopy(model).eval()
         for optimization in self:
             model = optimization.prepare_model(model, context)
+            if overrides(optimization, "map_batch"):
+                self.mapping.append(copy.copy(optimization))  # later ones calibrate on mapped batches already
         return model
-
-    def map_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for optimization in self:
-            batch = optimization.map_batch(batch)
-        return batch
 
     def choose_optimizer(self, cls: Any, settings: dict[str, Any], model: "nn.Module") -> tuple[Any, dict[str, Any]]:
         for optimization in self:

@@ -171,7 +171,7 @@ class _Job(Outcome):
         for name, stage in recipe.stages.items():
             where = f"stages.{name}"
             plan = Plan(build_optimizations(stage.optimizations, f"{where}.optimizations"))
-            plan.check(Context(args=job.arguments(name, Path("runs")), model=model))
+            plan.check(Context(args=job.arguments(name, Path("runs")), model=model, processor=processor))
         if recipe.export is not None:
             require(recipe.export.format)
             pipeline_of(type(model).__name__)
@@ -226,6 +226,7 @@ class _Job(Outcome):
 
     def train(self, name: str, folder: Path, model: str) -> None:
         """Train one stage from ``model`` and leave it in `<folder>/final`, with `stage.json` to say it is done."""
+        self.use(model)
         set_seed(self.recipe.seed)
         trainer = self.trainer(self.task.load_model(model), self.arguments(name, folder))
         with PeakMemory() as memory:
@@ -246,6 +247,7 @@ class _Job(Outcome):
         """Metrics of both models on validation data and, once, on test data."""
         found: dict[str, dict[str, dict[str, float]]] = {}
         for label, path in (("before", before), ("after", after)):
+            self.use(path)
             args = EfficientTrainingArguments(str(folder), report_to="none", disable_tqdm=False, **_pinning())
             trainer = self.trainer(self.task.load_model(str(path)), args)
             for split in ("validation", "test"):

@@ -170,13 +170,23 @@ class EfficientMixin(BatchMixin, _Base):
             resuming=resuming,
             calibration=self._calibration_batches,
             serving=self._serving,
-            processor=getattr(self, "processing_class", None),
+            processor=self._processor(),
+            evaluation=self._evaluation(),
         )
 
     def _serving(self, model: nn.Module, kind: str) -> "AbstractContextManager[Served]":
         from hf_efficient.serving import serving
 
         return serving(model, kind, self.examples(self.train_dataset, TIMED_EXAMPLES), self.collate)
+
+    def _processor(self) -> Any:
+        """As stock saving has it: without a `processing_class` the collator's tokenizer."""
+        given = getattr(self, "processing_class", None)
+        return getattr(self.data_collator, "tokenizer", None) if given is None else given
+
+    def _evaluation(self) -> Any:
+        dataset = self.eval_dataset
+        return next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
 
     def examples(self, dataset: Any, count: int) -> list[Any]:
         """Up to ``count`` examples of ``dataset``, drawn by the seed, without columns that the model cannot take."""
@@ -268,7 +278,8 @@ def _configure(init: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
                 "drop either"
             )
     model = given.get("model")
-    plan.check(Context(args=training_args, model=model if isinstance(model, nn.Module) else None))
+    model = model if isinstance(model, nn.Module) else None
+    plan.check(Context(args=training_args, model=model, processor=given.get("processing_class")))
     changed = {"args": plan.configure(training_args), "callbacks": [*callbacks, *from_args]}
     for optimization in plan:
         optimization.attach()

@@ -21,7 +21,7 @@ from hf_efficient.functional.memory import TensorBytes
 from hf_efficient.functional.optimizer_state import adamw_state_bytes, optimizer_state_bytes
 from hf_efficient.plan import OPTIMIZATIONS, build_optimizations
 from tests.test_parity import Stop, assert_same_tensors, build
-from tests.tiny import LAYERS
+from tests.tiny import LAYERS, VOCABULARY
 
 MODELS = ("text", "token", "vision")
 
@@ -76,6 +76,12 @@ def fewer_parameters(before: Any, after: Any) -> bool:
     saved = transformers.AutoConfig.from_pretrained(after.finished)
     kept = sum(parameter.numel() for parameter in after.model.parameters())
     return saved.num_hidden_layers == LAYERS - 1 and kept < sum(p.numel() for p in before.model.parameters())
+
+
+def fewer_tokens(before: Any, after: Any) -> bool:
+    saved = transformers.AutoConfig.from_pretrained(after.finished)
+    rows = [one.model.get_input_embeddings().weight.shape[0] for one in (before, after)]
+    return rows == [VOCABULARY, 32] and saved.vocab_size == 32
 
 
 def computes_in_bf16(before: Any, after: Any) -> bool:
@@ -167,6 +173,7 @@ ROWS = {
         fewer_parameters,
         {"dense_epochs": 6},
     ),
+    "vocabulary_trimming": Row({"size": 32}, {"min_count": 0}, fewer_tokens, idle_on=("vision",)),
 }
 
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"measure"},
     {"plan", "report", "picture", "wording"},
     {"arguments", "before_after", "card", "guard", "runtimes", "candidates", "exported", "export", "serving"},
-    {"finished"},
+    {"finished", "collation"},
     {"phase"},
     {"batches"},
     {"trainer", "task", "recipe"},

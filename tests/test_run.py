@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSequenceClassification, TrainerCallback, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, pipeline
 
 from hf_efficient import ConfigError, ExportError, MissingDependencyError, Recipe
 from hf_efficient.measure import measure
@@ -244,3 +244,56 @@ def test_export_that_cannot_be_is_refused_first(recipe: Path, tmp_path: Path, mo
     with pytest.raises(MissingDependencyError, match=r"hf-efficient\[onnx\]"):
         run(recipe, [EXPORT], runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+TRIM = """
+task: text-classification
+model: {model}
+data: {{train: {folder}/train.csv, test: {folder}/test.csv, max_length: 16}}
+stages:
+  trim:
+    training: {{num_train_epochs: 3, learning_rate: 5.0e-3, per_device_train_batch_size: 8}}
+    optimizations: {{vocabulary_trimming: {{keep: [money]}}}}
+  finetune:
+    training: {{num_train_epochs: 1, learning_rate: 5.0e-3, per_device_train_batch_size: 8}}
+"""
+
+
+def test_a_trimmed_vocabulary_goes_through_all_that_follows(recipe: Path, tmp_path: Path, hasty: None) -> None:
+    """Later stage, evaluation, measuring, export and the finished folder have the tokenizer of the trimmed model."""
+    recipe.write_text(TRIM.format(model=tmp_path / "model", folder=tmp_path))
+    (tmp_path / "test.csv").write_text("text,label\nmy app is lost,b\nhow do i pay money,a\n")  # "app" is dropped
+    result = run(recipe, [EXPORT], runs=tmp_path / "runs")
+    assert result is not None
+    assert result.exported is not None
+    parent = AutoTokenizer.from_pretrained(tmp_path / "model")
+    folders = [result.folder / "stages" / name / "final" for name in ("trim", "finetune")]
+    for folder in (*folders, result.model, result.exported.folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert "money" in tokenizer.get_vocab()
+        assert "app" not in tokenizer.get_vocab()
+        assert len(tokenizer) < len(parent)
+    assert weights(result.model)["bert.embeddings.word_embeddings.weight"].shape[0] == len(tokenizer)
+    model = AutoModelForSequenceClassification.from_pretrained(result.model).eval()
+    texts, labels = ["my app is lost", "how do i pay money"], torch.tensor([1, 0])
+    with torch.no_grad():
+        loss = model(**tokenizer(texts, padding=True, return_tensors="pt"), labels=labels).loss
+    assert result.metrics["test"]["after"]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert result.metrics["test"]["exported"]["accuracy"] == result.metrics["test"]["after"]["accuracy"]
+    changes = json.loads((result.folder / "report.json").read_text())["changes"]
+    assert changes[0]["vocabulary"] == len(tokenizer)
+
+
+def test_resume_after_a_trimmed_stage(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe.write_text(TRIM.format(model=tmp_path / "model", folder=tmp_path))
+    monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
+    whole = run(recipe, runs=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*default_callbacks(), Killed("trim")])
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, runs=tmp_path / "runs")
+    resumed = run(recipe, runs=tmp_path / "runs", resume=True)
+    assert isinstance(whole, Path)
+    assert isinstance(resumed, Path)
+    for stage in ("trim", "finetune"):
+        assert_same_tensors(weights(whole / f"stages/{stage}/final"), weights(resumed / f"stages/{stage}/final"))
