@@ -154,13 +154,27 @@ def time_together(models: Mapping[str, nn.Module], serving: Serving, batch_size:
     speeds up or slows down does so for all.
     """
     with contextlib.ExitStack() as stack:
-        works = {}
-        for name, model in models.items():
-            served = stack.enter_context(serving(copy.deepcopy(model).eval()))
-            size = min(batch_size, len(served.examples))
-            works[name] = Work(served.runtime, list(served.examples), served.collate, prepare_is_timed=False, size=size)
-        stack.enter_context(measurement_lock())
-        stack.enter_context(undisturbed(next(iter(works.values())).runtime))
+        return timed({name: stack.enter_context(served(model, serving)) for name, model in models.items()}, batch_size)
+
+
+def served(model: nn.Module, serving: Serving) -> AbstractContextManager[Served]:
+    """A copy of ``model`` in the runtime that will serve."""
+    return serving(copy.deepcopy(model).eval())
+
+
+def timed(models: Mapping[str, Served], batch_size: int) -> dict[str, float]:
+    """As `time_together`, of models that are served already."""
+    works = {
+        name: Work(
+            one.runtime,
+            list(one.examples),
+            one.collate,
+            prepare_is_timed=False,
+            size=min(batch_size, len(one.examples)),
+        )
+        for name, one in models.items()
+    }
+    with measurement_lock(), undisturbed(next(iter(works.values())).runtime):
         for work in works.values():
             best_threads(work, warmup=2)
         return {name: statistics.median(turns) for name, turns in _turns(works).items()}

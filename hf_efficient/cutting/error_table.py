@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from hf_efficient.blocks import (
@@ -24,13 +25,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FRACTIONS = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 1 / 32)
-"""Shares of a sublayer's units that are tried."""
+"""Shares of a sublayer's units that may be kept."""
+MEASURED = (1 / 2, 1 / 4, 1 / 8, 1 / 32)
+"""Those whose error is measured; in between it is interpolated."""
 
 
 def levels(units: int) -> list[int]:
-    """Numbers of units that are tried, the greatest first; wide ones are multiples of 16, as kernels like them."""
-    rounding = 16 if units >= 256 else 1
-    return sorted({max(1, round(units * part / rounding) * rounding or rounding) for part in FRACTIONS}, reverse=True)
+    """Numbers of units that may be kept, the greatest first; wide ones are multiples of 16, as kernels like them."""
+    return sorted({_rounded(units, share) for share in FRACTIONS}, reverse=True)
+
+
+def _rounded(units: int, share: float) -> int:
+    step = 16 if units >= 256 else 1
+    return max(1, round(units * share / step) * step or step)
 
 
 @torch.no_grad()
@@ -51,14 +58,21 @@ def error_table(
     for stack, index, sublayer in sublayers_of(model):
         key = key_of(stack, index, sublayer)
         layer = layers_of(model, stack)[index]
-        tried = levels(units_of(model, layer, sublayer))
-        row = {tried[0]: 0.0}
-        for count in tried[1:]:
+        units = units_of(model, layer, sublayer)
+        row = {units: 0.0}
+        for count in sorted({_rounded(units, share) for share in MEASURED} - {units}, reverse=True):
             kept = sorted(orders[key][-count:])
             error = _error(model, stack, index, sublayer, kept, moments[key], batches, reference)
             row[count] = max(error, *row.values())  # fewer units are never better, but for noise
-        table[key] = row
+        table[key] = _between(row, levels(units))
     return table
+
+
+def _between(measured: Mapping[int, float], counts: Sequence[int]) -> dict[int, float]:
+    """Errors for ``counts``, along straight lines between those that were measured."""
+    known = sorted(measured)
+    errors = np.interp(counts, known, [measured[count] for count in known])
+    return {count: float(error) for count, error in zip(counts, errors, strict=True)}
 
 
 def _error(

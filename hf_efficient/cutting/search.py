@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CANDIDATES = 6
 """Depths that are cut, repaired and compared at most."""
+TABLE_BATCHES = 3
+"""Batches on which single cuts are judged; whole shapes are judged on all that are kept for it."""
 
 
 @dataclass
@@ -76,13 +78,15 @@ class Search:
     def errors(self) -> dict[Key, dict[int, float]]:
         if self._errors is None:
             orders = self.orders[self.kinds[0]]
-            self._errors = error_table(self.model, self.judging, self.reference, self.moments, orders)
+            few = slice(0, TABLE_BATCHES)
+            self._errors = error_table(self.model, self.judging[few], self.reference[few], self.moments, orders)
         return self._errors
 
     @property
     def drops(self) -> dict[str, list[tuple[int, float]]]:
         if self._drops is None:
-            self._drops = drop_order(self.model, self.judging, self.reference)
+            few = slice(0, TABLE_BATCHES)
+            self._drops = drop_order(self.model, self.judging[few], self.reference[few])
         return self._drops
 
     def within(

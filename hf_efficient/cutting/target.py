@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_efficient.cutting.costs import Costs, parameter_costs, time_costs, time_together
+from hf_efficient.cutting.costs import Costs, parameter_costs, served, time_costs, timed
 from hf_efficient.cutting.error_table import levels
 from hf_efficient.cutting.search import Found, Search, all_units
 from hf_efficient.cutting.shape import Shape, cut_copy
@@ -16,9 +16,9 @@ from hf_efficient.optimization import Context, Served
 
 TARGETS = ("target_speedup", "target_latency_ms", "target_size_mb", "target_parameters")
 
-CLOSE = 0.04
+CLOSE = 0.05
 """How far, relatively, the time of the chosen shape may be from the target before the budget is corrected."""
-CORRECTIONS = 4
+CORRECTIONS = 3
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,17 @@ def _timed(target: Target, search: Search, context: Context, layers: dict[str, l
     def serving(model: nn.Module) -> AbstractContextManager[Served]:
         return serve(model, target.runtime)
 
-    def times(shape: Shape) -> dict[str, float]:
-        copies = {"uncut": search.model, "cut": cut_copy(search.model, shape)}
-        return time_together(copies, serving, target.batch_size)
-
     costs = time_costs(search.model, serving, target.batch_size)
-    uncut = time_together({"uncut": search.model}, serving, target.batch_size)["uncut"]
-    best = _corrected(target, search, costs, uncut, times, layers)
-    if best is None:
-        measured = times(_smallest(search, layers, target.uniform))
-        raise ConfigError(_impossible(target, measured))
+    with served(search.model, serving) as uncut:
+
+        def times(shape: Shape) -> dict[str, float]:
+            with served(cut_copy(search.model, shape), serving) as small:
+                return timed({"uncut": uncut, "cut": small}, target.batch_size)
+
+        whole = timed({"uncut": uncut}, target.batch_size)["uncut"]
+        best = _corrected(target, search, costs, whole, times, layers)
+        if best is None:
+            raise ConfigError(_impossible(target, times(_smallest(search, layers, target.uniform))))
     found, measured = best
     return {"shape": found.shape.to_dict(), **found.told(), "measured": _measured(target, measured)}
 

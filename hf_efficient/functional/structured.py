@@ -126,7 +126,7 @@ def removal_order(moments: Moments, weight: torch.Tensor, size: int, ridge: floa
     """Units in the order in which they can go with the least squared error, the others making up for each.
 
     The structured optimal brain surgeon (Kurtic et al. 2023, ZipLM, arXiv 2302.04089): of the units left, those go next
-    whose removal costs least once the rest is refitted; a tenth of them at a time, then costs are computed anew.
+    whose removal costs least once the rest is refitted; a fifth of them at a time, then costs are computed anew.
 
     Args:
         weight: of the output projection, shape (m, units * size).
@@ -138,7 +138,7 @@ def removal_order(moments: Moments, weight: torch.Tensor, size: int, ridge: floa
     while len(left) > least:
         costs = removal_costs(moments, weight, left, size, ridge)
         ranked = costs.argsort().tolist()
-        count = min(max(1, len(left) // 10), len(left) - least)
+        count = min(max(1, len(left) // 5), len(left) - least)
         gone += [left[position] for position in ranked[:count]]
         left = sorted(set(left) - set(gone))
     last = removal_costs(moments, weight, left, size, ridge).argsort().tolist()
