@@ -19,6 +19,7 @@ from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 
 from hf_efficient.batches import BatchMixin
 from hf_efficient.checkpoint import load_state, load_weights, save_state
+from hf_efficient.collation import processor_of
 from hf_efficient.errors import ConfigError
 from hf_efficient.optimization import Context, Optimization, overrides
 from hf_efficient.phase import MAIN, train_phases
@@ -159,24 +160,16 @@ class EfficientMixin(BatchMixin, _Base):
 
     def context(self, folder: str | Path | None = None, resuming: bool = False) -> Context:
         """What optimizations may know about this training."""
+        evaluation = self.eval_dataset
         return Context(
             args=self.args,
             model=self.model,
             folder=Path(folder or str(self.args.output_dir)),
             resuming=resuming,
             calibration=self._calibration_batches,
-            processor=self._processor(),
-            evaluation=self._evaluation(),
+            processor=processor_of(self),
+            evaluation=next(iter(evaluation.values()), None) if isinstance(evaluation, dict) else evaluation,
         )
-
-    def _processor(self) -> Any:
-        """As stock saving has it: without a `processing_class` the collator's tokenizer."""
-        given = getattr(self, "processing_class", None)
-        return getattr(self.data_collator, "tokenizer", None) if given is None else given
-
-    def _evaluation(self) -> Any:
-        dataset = self.eval_dataset
-        return next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
 
     def examples(self, dataset: Any, count: int) -> list[Any]:
         """Up to ``count`` examples of ``dataset``, drawn by the seed, without columns that the model cannot take."""
