@@ -56,6 +56,14 @@ def unmap_batches(trainer: Any) -> None:
         set_processor(trainer, mapped.processor)
 
 
+def processor_of(trainer: Any) -> Any:
+    """The trainer's processor or, as stock saving has it, the tokenizer of its collator; None without either."""
+    given = getattr(trainer, "processing_class", None)
+    own = trainer.data_collator
+    own = own.collator if isinstance(own, MappedCollator) else own
+    return getattr(own, "tokenizer", None) if given is None else given
+
+
 def set_processor(trainer: Any, processor: Any) -> None:
     """The tokenizer or image processor that checkpoints, the finished model and exports get."""
     trainer.processing_class = trainer.callback_handler.processing_class = processor

@@ -20,6 +20,7 @@ from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 
 from hf_efficient.batches import BatchMixin
 from hf_efficient.checkpoint import load_state, load_weights, save_state
+from hf_efficient.collation import processor_of
 from hf_efficient.errors import ConfigError
 from hf_efficient.optimization import Context, Optimization, Served, overrides
 from hf_efficient.phase import MAIN, train_phases
@@ -163,6 +164,7 @@ class EfficientMixin(BatchMixin, _Base):
 
     def context(self, folder: str | Path | None = None, resuming: bool = False) -> Context:
         """What optimizations may know about this training."""
+        evaluation = self.eval_dataset
         return Context(
             args=self.args,
             model=self.model,
@@ -170,23 +172,14 @@ class EfficientMixin(BatchMixin, _Base):
             resuming=resuming,
             calibration=self._calibration_batches,
             serving=self._serving,
-            processor=self._processor(),
-            evaluation=self._evaluation(),
+            processor=processor_of(self),
+            evaluation=next(iter(evaluation.values()), None) if isinstance(evaluation, dict) else evaluation,
         )
 
     def _serving(self, model: nn.Module, kind: str) -> "AbstractContextManager[Served]":
         from hf_efficient.serving import serving
 
         return serving(model, kind, self.examples(self.train_dataset, TIMED_EXAMPLES), self.collate)
-
-    def _processor(self) -> Any:
-        """As stock saving has it: without a `processing_class` the collator's tokenizer."""
-        given = getattr(self, "processing_class", None)
-        return getattr(self.data_collator, "tokenizer", None) if given is None else given
-
-    def _evaluation(self) -> Any:
-        dataset = self.eval_dataset
-        return next(iter(dataset.values()), None) if isinstance(dataset, dict) else dataset
 
     def examples(self, dataset: Any, count: int) -> list[Any]:
         """Up to ``count`` examples of ``dataset``, drawn by the seed, without columns that the model cannot take."""
