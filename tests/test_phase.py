@@ -26,7 +26,7 @@ class TestDensePhase:
         assert one.args.num_train_epochs == 2
         dense = type(one.model).from_pretrained(tmp_path / "dense" / "final")
         assert dense.config.num_hidden_layers == 3
-        assert json.loads((tmp_path / "decisions" / "structured_pruning.json").read_text())["kept"]
+        assert json.loads((tmp_path / "decisions" / "structured_pruning.json").read_text())["shape"]
 
     @pytest.mark.parametrize("where", ["dense/checkpoint-4", "dense/checkpoint-36", "checkpoint-8", "newest"])
     def test_resumes_in_the_interrupted_phase(self, tmp_path: Path, where: str) -> None:

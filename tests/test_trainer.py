@@ -225,7 +225,7 @@ class TestStockTrainer:
 
     def test_has_all_hooks_listed(self) -> None:
         own = {name for name in vars(Optimization) if not name.startswith(("_", "on_"))}
-        passive = {"check", "reset", "state_dict", "load_state_dict", "describe", "attach", "conflicts"}
+        passive = {"check", "reset", "state_dict", "load_state_dict", "describe", "attach", "conflicts", "needs_original"}
         assert set(EFFICIENT_METHODS) == own - passive
 
 
