@@ -1,5 +1,6 @@
 """Banking77 (77 intents of bank customers, CC-BY-4.0) and all-MiniLM-L6-v2, as the benchmarks use them."""
 
+import copy
 import functools
 import os
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import PrinterCallback, Trainer, set_seed
 
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments
@@ -25,6 +26,20 @@ BATCH = 32
 @functools.cache
 def banking77() -> tuple[Task, DatasetDict]:
     """The task with its processor loaded, and the encoded splits."""
+    task, data = _loaded()
+    task.check(data)
+    task.load_processor(DEFAULT_MODEL)
+    return task, DatasetDict({name: task.encode(split) for name, split in data.items()})
+
+
+def encoded_test(processor: Any) -> Dataset:
+    """The test rows as another tokenizer encodes them, one with a trimmed vocabulary."""
+    task = copy.copy(banking77()[0])
+    task.processor = processor
+    return task.encode(_loaded()[1]["test"])
+
+
+def _loaded() -> tuple[Task, DatasetDict]:
     folder = Path(os.environ.get("HF_EFFICIENT_DATA", Path(__file__).parents[2] / "shared" / "data")) / "banking77"
     if not folder.is_dir():
         sys.exit(f"no Banking77 at {folder}: see CONTRIBUTING.md, and set HF_EFFICIENT_DATA")
@@ -32,10 +47,7 @@ def banking77() -> tuple[Task, DatasetDict]:
     settings = task_class.data_settings(
         train=str(folder / "train.csv"), test=str(folder / "test.csv"), max_length=MAX_LENGTH
     )
-    task, data = task_class(settings), load(settings)
-    task.check(data)
-    task.load_processor(DEFAULT_MODEL)
-    return task, DatasetDict({name: task.encode(split) for name, split in data.items()})
+    return task_class(settings), load(settings)
 
 
 @contextmanager
