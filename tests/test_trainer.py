@@ -225,7 +225,8 @@ class TestStockTrainer:
 
     def test_has_all_hooks_listed(self) -> None:
         own = {name for name in vars(Optimization) if not name.startswith(("_", "on_"))}
-        passive = {"check", "reset", "state_dict", "load_state_dict", "describe", "attach", "conflicts", "needs_original"}
+        told = {"describe", "attach", "conflicts", "needs_original", "stage_settings"}
+        passive = {"check", "reset", "state_dict", "load_state_dict", *told}
         assert set(EFFICIENT_METHODS) == own - passive
 
 
