@@ -25,7 +25,10 @@ Exports = Callable[..., Any]
 
 
 EXPORTED = [
-    *itertools.product(("text", "image"), CANDIDATES),
+    *itertools.product(("text",), CANDIDATES),
+    *itertools.product(
+        ("image",), [("onnx", "none"), ("onnx", "dynamic"), ("openvino", "none"), ("openvino", "static")]
+    ),
     *itertools.product(("token", "layer cut"), [("onnx", "none")]),
     *itertools.product(("narrow",), [("onnx", "none"), ("openvino", "none")]),
 ]
@@ -94,11 +97,11 @@ def test_int8_is_smaller_in_every_table_and_matrix(exports: Exports) -> None:
 class Tampered(Candidate):
     """Converts to what is in ``folder``, changed on the way."""
 
-    def __init__(self, folder: Path, change: Callable[[Any], None], int8: dict[str, Any] | None = None):
-        super().__init__("onnx", int8=int8)
+    def __init__(self, folder: Path, change: Callable[[Any], None], quantizer: str | None = None):
+        super().__init__("onnx", quantizer=quantizer)
         object.__setattr__(self, "change", lambda: changed(folder, change))
 
-    def convert(self, model: Any, inputs: Any) -> Any:
+    def convert(self, model: Any, inputs: Any, calibration: Any = ()) -> Any:
         return self.change()  # type: ignore[attr-defined]
 
 
@@ -151,7 +154,8 @@ class TestRefused:
         assert list(tmp_path.iterdir()) == []
 
     def test_quantized_and_wrong(self, exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(CANDIDATES, ("onnx", "dynamic"), Tampered(exports("text").folder, swap_classes, int8={}))
+        tampered = Tampered(exports("text").folder, swap_classes, "onnx-dynamic")
+        monkeypatch.setitem(CANDIDATES, ("onnx", "dynamic"), tampered)
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "older").write_text("export")
         with pytest.raises(ExportError, match=r"drop of accuracy is 1\.0000, allowed is 0\.01"):
