@@ -198,7 +198,7 @@ class EfficientMixin(BatchMixin, _Base):
         return self._get_collator_with_removed_columns(self.data_collator)(examples)
 
     def _calibration_batches(self, batches: int) -> list[Mapping[str, torch.Tensor]]:
-        size = self._train_batch_size
+        size = self._train_batch_size * self.args.world_size  # the same batches however many processes share them
         examples = self.examples(self.train_dataset, batches * size)
         if not examples:
             raise ConfigError("calibration needs training data, but train_dataset is empty or missing")

@@ -172,6 +172,8 @@ ROWS = {
         {"keep_layers": LAYERS},
         fewer_parameters,
         {"dense_epochs": 6},
+        # least squares multiplies the rounding by which the dense phases of one and two processes differ
+        tolerance={"rtol": 1e-3, "atol": 1e-3},
     ),
     "vocabulary_trimming": Row({"size": 32}, {"min_count": 0}, fewer_tokens, idle_on=("vision",)),
 }
