@@ -175,7 +175,7 @@ def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monk
     """Two steps of every stage, on the bundled sample."""
     monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
     steps = [f"stages.{stage}.training.max_steps=2" for stage in Recipe.load(name).stages]
-    named = ["stages.compress.optimizations.structured_pruning.keep_layers=[0,5]"]  # two steps teach nothing
+    named = ["stages.compress.optimizations={structured_pruning: {keep_layers: [0, 5]}}"]  # two steps teach nothing
     folder = run(name, [*steps, *named], runs=tmp_path)
     assert isinstance(folder, Path)
     assert weights(folder / "stages/compress/final")
