@@ -52,8 +52,7 @@ def body(bench: Bench) -> None:
 
 
 def claims(bench: Bench, cells: list[dict[str, Any]]) -> None:
-    def claim(name: str, values: list[float], unit: str, wanted: str) -> None:
-        bench.claim(name, values, unit, wanted)
+    claim = bench.claim
 
     def ratios(figure: str, peer: str) -> list[float]:
         return [cell["speeds"]["ours"][figure] / cell["speeds"][cell.get(peer, peer)][figure] for cell in cells]

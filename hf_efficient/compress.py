@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.errors import ConfigError
+from hf_efficient.functional.batching import by_length
 from hf_efficient.optimization import Context
 from hf_efficient.plan import build_optimizations
 from hf_efficient.serving import serving
@@ -52,9 +53,7 @@ def compress(
     made: Any = copy.deepcopy(model)
 
     def calibration(batches: int) -> list[Mapping[str, torch.Tensor]]:
-        chosen = [examples[index] for index in order[: batches * BATCH]]
-        if all("input_ids" in example for example in chosen):  # of like length together: less padding to compute
-            chosen.sort(key=lambda example: len(example["input_ids"]))
+        chosen = by_length([examples[index] for index in order[: batches * BATCH]])
         collated = [collate(chosen[start : start + BATCH]) for start in range(0, len(chosen), BATCH)]
         return [{key: value.to(device) for key, value in batch.items()} for batch in collated]
 

@@ -29,6 +29,7 @@ from hf_efficient.candidates import Candidate, check_choice
 from hf_efficient.errors import ConfigError, ExportError
 from hf_efficient.exported import pipeline_of
 from hf_efficient.files import atomic_folder, write_json
+from hf_efficient.functional.batching import by_length
 from hf_efficient.guard import FLOOR, TOLERANCE, Comparison, Metrics, compare, judge
 from hf_efficient.machine import MB, machine
 from hf_efficient.measure import Measurement, Timing, measure
@@ -248,8 +249,7 @@ def _calibration(
     """Batches of real inputs; short ones together, so that padding is no part of the ranges."""
     if not candidate.calibrated:
         return []
-    chosen = [examples[index] for index in range(min(CALIBRATION_EXAMPLES, len(examples)))]
-    chosen.sort(key=lambda example: len(example["input_ids"]) if "input_ids" in example else 0)
+    chosen = by_length([examples[index] for index in range(min(CALIBRATION_EXAMPLES, len(examples)))])
     starts = range(0, len(chosen), CALIBRATION_BATCH)
     return [without_labels(model, collate(chosen[start : start + CALIBRATION_BATCH])) for start in starts]
 

@@ -22,6 +22,7 @@ from hf_efficient.batches import BatchMixin
 from hf_efficient.checkpoint import load_state, load_weights, save_state
 from hf_efficient.collation import processor_of
 from hf_efficient.errors import ConfigError
+from hf_efficient.functional.batching import by_length
 from hf_efficient.optimization import Context, Optimization, Served, overrides
 from hf_efficient.phase import MAIN, train_phases
 from hf_efficient.plan import Plan, build_optimizations
@@ -199,11 +200,9 @@ class EfficientMixin(BatchMixin, _Base):
 
     def _calibration_batches(self, batches: int) -> list[Mapping[str, torch.Tensor]]:
         size = self._train_batch_size * self.args.world_size  # the same batches however many processes share them
-        examples = self.examples(self.train_dataset, batches * size)
+        examples = by_length(self.examples(self.train_dataset, batches * size))
         if not examples:
             raise ConfigError("calibration needs training data, but train_dataset is empty or missing")
-        if all("input_ids" in example for example in examples):  # of like length together: less padding to compute
-            examples.sort(key=lambda example: len(example["input_ids"]))
         starts = range(0, len(examples), size)
         return [self._prepare_inputs(self.collate(examples[start : start + size])) for start in starts]
 

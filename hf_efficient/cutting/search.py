@@ -50,7 +50,6 @@ class Search:
         batches: labels included; the last quarter is kept from the fits and judges the results.
         importance: one of `IMPORTANCES`, or "auto" to compare them.
         repairing: whether cuts will be repaired.
-        layers: indices that stay in every stack; None leaves the depth to the search.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class Search:
         batches: Batches,
         importance: str = "obs",
         repairing: bool = True,
-        layers: Mapping[str, list[int]] | None = None,
     ):
         held_out = max(1, len(batches) // 4)
         self.model, self.repairing = model, repairing
@@ -70,7 +68,6 @@ class Search:
         self.wanted = streams(model, self.fitting) if repairing else {}
         self.kinds = IMPORTANCES if importance == "auto" else (importance,)
         self.orders = {kind: removal_orders(model, kind, self.fitting, self.moments) for kind in self.kinds}
-        self.layers = layers
         self._errors: dict[Key, dict[int, float]] | None = None
         self._drops: dict[str, list[tuple[int, float]]] | None = None
 
@@ -171,9 +168,6 @@ class Search:
 
     def _depths(self) -> Iterator[dict[str, list[int]]]:
         """Layers that stay, from all to one, in at most `CANDIDATES` steps; stacks shrink together."""
-        if self.layers is not None:
-            yield dict(self.layers)
-            return
         totals = {stack.path: len(layers_of(self.model, stack)) for stack in layer_stacks(self.model)}
         deepest = max(totals.values())
         steps = sorted({round(step) for step in torch.linspace(1, deepest, min(CANDIDATES, deepest)).tolist()})

@@ -114,10 +114,9 @@ def _corrected(
             break
         budget *= wanted / measured["cut"]
         layers = found.shape.layers  # the depth is settled: only widths are corrected
-    good = [each for each in made if each[0] <= 0.1] or made
-    if not good:
+    if not made:
         return None
-    _, found, measured = min(good, key=lambda each: each[0])
+    _, found, measured = min(made, key=lambda each: each[0])
     return found, measured
 
 

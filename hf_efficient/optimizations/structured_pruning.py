@@ -130,12 +130,10 @@ class StructuredPruning(Optimization):
         if self._asks_nothing:
             warnings.warn("structured_pruning without a target or shares to keep cuts nothing", NoEffectWarning, 2)
             return model
+        search = _Lazily(lambda: self._search(model, context))
         if not self._decision:
             self.check(Context(args=context.args, model=model))
-            search = _Lazily(lambda: self._search(model, context))
             self._decision = context.decide(self.name, lambda: self._choose(model, context, search))
-        else:
-            search = _Lazily(lambda: self._search(model, context))
         shape = Shape(**self._decision["shape"])
         if _is_whole(model, shape):
             warnings.warn(f"structured_pruning ({self._wish()}) keeps the whole model", NoEffectWarning, 2)
