@@ -75,7 +75,7 @@ class StopMain(Stop):
 def fewer_parameters(before: Any, after: Any) -> bool:
     saved = transformers.AutoConfig.from_pretrained(after.finished)
     kept = sum(parameter.numel() for parameter in after.model.parameters())
-    return saved.num_hidden_layers == LAYERS - 1 and kept < sum(p.numel() for p in before.model.parameters())
+    return saved.num_hidden_layers == 2 and kept < sum(p.numel() for p in before.model.parameters())
 
 
 def fewer_tokens(before: Any, after: Any) -> bool:
@@ -168,7 +168,8 @@ ROWS = {
     ),
     "precision": Row({"dtype": "bf16"}, {"dtype": "fp32"}, computes_in_bf16, tolerance={"rtol": 0.05, "atol": 0.02}),
     "structured_pruning": Row(
-        {"keep_layers": LAYERS - 1, "keep_heads": 0.5, "keep_ffn": 0.5, "calibration_batches": 4},
+        # A choice among layers or importances is close to a tie on so small a model: rounding would decide it
+        {"keep_layers": [0, LAYERS - 1], "importance": "obs", "keep_heads": 0.5, "keep_ffn": 0.5},
         {"keep_layers": LAYERS},
         fewer_parameters,
         {"dense_epochs": 6},

@@ -18,6 +18,9 @@ from hf_efficient.functional.allocation import allocate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+HELD_OUT = 4
+"""Every fourth calibration batch judges cuts, and is kept from the fits: batches are sorted by length, and any run of
+them would be of like lengths only."""
 CANDIDATES = 6
 """Depths that are cut, repaired and compared at most."""
 TABLE_BATCHES = 3
@@ -47,7 +50,7 @@ class Search:
     """What is known of a model's cuts on calibration batches, computed once for any number of budgets.
 
     Args:
-        batches: labels included; the last quarter is kept from the fits and judges the results.
+        batches: labels included; every fourth is kept from the fits and judges the results.
         importance: one of `IMPORTANCES`, or "auto" to compare them.
         repairing: whether cuts will be repaired.
     """
@@ -59,10 +62,10 @@ class Search:
         importance: str = "obs",
         repairing: bool = True,
     ):
-        held_out = max(1, len(batches) // 4)
         self.model, self.repairing = model, repairing
-        self.fitting = batches[:-held_out] or batches
-        self.judging = batches[-held_out:]
+        every = min(HELD_OUT, len(batches))
+        self.judging = batches[every - 1 :: every]
+        self.fitting = [batch for index, batch in enumerate(batches) if (index + 1) % every] or batches
         self.reference = logits_on(model, self.judging)
         self.moments = moments(model, self.fitting)
         self.wanted = streams(model, self.fitting) if repairing else {}
@@ -71,19 +74,22 @@ class Search:
         self._errors: dict[Key, dict[int, float]] | None = None
         self._drops: dict[str, list[tuple[int, float]]] | None = None
 
+    def _few(self) -> tuple[Batches, list[torch.Tensor]]:
+        """Batches of all lengths on which single cuts are judged, and the uncut model's logits."""
+        step = -(-len(self.judging) // TABLE_BATCHES)
+        return self.judging[::step], self.reference[::step]
+
     @property
     def errors(self) -> dict[Key, dict[int, float]]:
         if self._errors is None:
             orders = self.orders[self.kinds[0]]
-            few = slice(0, TABLE_BATCHES)
-            self._errors = error_table(self.model, self.judging[few], self.reference[few], self.moments, orders)
+            self._errors = error_table(self.model, *self._few(), self.moments, orders)
         return self._errors
 
     @property
     def drops(self) -> dict[str, list[tuple[int, float]]]:
         if self._drops is None:
-            few = slice(0, TABLE_BATCHES)
-            self._drops = drop_order(self.model, self.judging[few], self.reference[few])
+            self._drops = drop_order(self.model, *self._few())
         return self._drops
 
     def within(
