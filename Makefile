@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/hf-efficient run customer-service
 
+# Whole files go to a process each: they share what is slow to make
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 style: .venv/installed
 	$(BIN)/ruff check --fix .

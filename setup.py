@@ -26,6 +26,7 @@ EXTRAS = {
 EXTRAS["test"] = [
     "build",
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "psutil",
     "pillow",
     "setuptools>=77",

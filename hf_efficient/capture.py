@@ -7,19 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hf_efficient.blocks import FAMILIES, layer_stacks, layers_of
+from hf_efficient.blocks import ATTENTION, FAMILIES, LayerStack, inputs_of, layer_stacks, layers_of
 from hf_efficient.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-QUERY_KEY_VALUE = (
-    ("query", "key", "value"),
-    ("q_proj", "k_proj", "v_proj"),
-    ("q_lin", "k_lin", "v_lin"),
-    ("query_proj", "key_proj", "value_proj"),
-)
-FUSED = "Wqkv"
 
 RELATIONS = ("query", "key", "value")
 
@@ -51,12 +43,13 @@ class Capture:
     def __post_init__(self) -> None:
         if not self.hidden and not self.relations:
             return
-        stacks = [layers_of(self.model, stack) for stack in layer_stacks(self.model)]
+        rows = layer_stacks(self.model)
+        stacks = [layers_of(self.model, row) for row in rows]
         for stack, layer in self.hidden:
             self._hook(stacks[stack][layer], [f"hidden.{stack}.{layer}"])
         for stack, layer in self.relations:
             names = [f"{relation}.{stack}.{layer}" for relation in RELATIONS]
-            modules = projections(stacks[stack][layer])
+            modules = projections(stacks[stack][layer], rows[stack])
             if len(modules) == 1:
                 self._hook(modules[0], names)
             else:
@@ -82,23 +75,16 @@ class Capture:
         self._handles.append(module.register_forward_hook(note))
 
 
-def projections(layer: nn.Module) -> list[nn.Module]:
+def projections(layer: nn.Module, stack: LayerStack) -> list[nn.Module]:
     """The modules that compute query, key and value of a layer's self-attention: three, or one for all.
 
     Raises:
-        ConfigError: none of the names that are known; what asks for them is a setting called attention.
+        ConfigError: the family's row in `FAMILIES` names none; what asks for them is a setting called attention.
     """
-    for module in layer.modules():  # self-attention comes before attention to an encoder
-        children = dict(module.named_children())
-        if FUSED in children:
-            return [children[FUSED]]
-        for names in QUERY_KEY_VALUE:
-            if all(name in children for name in names):
-                return [children[name] for name in names]
-    known = "; ".join(", ".join(names) for names in (*QUERY_KEY_VALUE, (FUSED,)))
-    raise ConfigError(
-        f"{type(layer).__name__} has no query, key and value projections of a known name ({known}); set attention: 0"
-    )
+    attention = next((sublayer for sublayer in stack.sublayers if sublayer.kind == ATTENTION), None)
+    if attention is None:
+        raise ConfigError(f"query, key and value of a {type(layer).__name__} are not known; set attention: 0")
+    return [module for _, module in inputs_of(layer, attention)][: len(RELATIONS)]
 
 
 def depths(model: Any, name: str, remedy: str) -> list[int]:

@@ -28,7 +28,7 @@ from transformers.utils import find_labels
 from hf_efficient.candidates import Candidate, check_choice
 from hf_efficient.errors import ConfigError, ExportError
 from hf_efficient.exported import pipeline_of
-from hf_efficient.files import atomic_folder, write_json
+from hf_efficient.files import atomic_folder, refuse_other_contents, write_json
 from hf_efficient.functional.batching import by_length
 from hf_efficient.guard import FLOOR, TOLERANCE, Comparison, Metrics, compare, judge
 from hf_efficient.machine import MB, machine
@@ -134,12 +134,14 @@ def export(
             where there are some, else ``examples``.
 
     Raises:
-        ConfigError: no such format, a model that is not exported here, nothing to check with.
+        ConfigError: no such format, a model that is not exported here, nothing to check with, or a folder that holds
+            something else.
         MissingDependencyError: the format's packages are not installed.
         ExportError: the conversion failed, or the export does not compute what the model does.
     """
     candidate = check_choice(format, quantize, max_drop)
     candidate.require()
+    refuse_other_contents(folder, REPORT)
     plain = _plain(model)
     if not len(examples):
         raise ConfigError("an export is traced and checked on real examples, and there are none; pass some")

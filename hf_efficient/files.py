@@ -87,6 +87,19 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def refuse_other_contents(path: str | Path, marker: str) -> None:
+    """Refuse to replace a folder that is neither empty nor an earlier result, which has a file ``marker``.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / marker).is_file() and any(path.iterdir()):
+        raise ConfigError(
+            f"{path} holds something else (no {marker} in it) and would be replaced; name a new or an empty folder"
+        )
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 ``text`` to ``path`` atomically."""
     with atomic_path(path) as temporary:

@@ -74,13 +74,12 @@ class Outcome:
             timing=self.timing,
         )
 
-    def exported_metrics(self, exported: ExportResult) -> dict[str, float]:
-        """The export's metrics on the data that the report speaks of."""
+    def judge_export(self, exported: ExportResult) -> tuple[dict[str, float], dict[str, float]]:
+        """The export's metrics on the data that the report speaks of, and what it recognises of each class."""
         self.use(exported.folder)
-        found = self.task.compute_metrics(
-            predictions(exported.runtime(), self.encoded[self.judged], self.task.collator())
-        )
-        return {name: float(value) for name, value in found.items()}
+        said = predictions(exported.runtime(), self.encoded[self.judged], self.task.collator())
+        metrics = {name: float(value) for name, value in self.task.compute_metrics(said).items()}
+        return metrics, self.task.per_class(said)
 
     @property
     def sample(self) -> str | dict[str, str] | None:

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NOT_MEASURED", "Report", "Row"]
 
+LOSERS = 5
+"""Classes that are named at most."""
+
 _SIDES = ("Before", "After", "Exported")
 
 
@@ -84,6 +87,7 @@ class Report:
             side have is the main metric.
         training: phase -> plain figures of its training (seconds, peak_memory_mb, ...), or the figures themselves.
         changes: what each optimization says it did: {"name": ..., plain values}.
+        classes: "before", "after" and, where there is one, "exported" -> class -> share of its examples recognised.
         notes: sentences that a reader needs to judge the figures.
     """
 
@@ -97,6 +101,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     exported: Measurement | None = None
     metrics_exported: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for side in ("metrics_before", "metrics_after", "metrics_exported"):
@@ -227,10 +232,22 @@ class Report:
         nested = all(isinstance(figures, Mapping) for figures in self.training.values())
         phases = self.training if nested else {"all": self.training}
         return {
+            "Classes that lost most": self._losers(),
             "How it was measured": list(self.conditions().items()),
             "What was changed": [(str(change.get("name", "?")), details(change)) for change in self.changes],
             "Training": [(name, details(figures)) for name, figures in phases.items()],
         }
+
+    def _losers(self) -> list[tuple[str, str]]:
+        """Classes of which the last side recognises less than before, the greatest drop first."""
+        before = self.classes.get("before", {})
+        last = next((self.classes[side] for side in ("exported", "after") if side in self.classes), {})
+        drops = {name: before[name] - last[name] for name in before if name in last and last[name] < before[name]}
+        worst = sorted(drops, key=lambda name: (-drops[name], name))[:LOSERS]
+        return [
+            (name, f"{before[name]:.3f} -> {last[name]:.3f} ({point_change(before[name], last[name])})")
+            for name in worst
+        ]
 
     def to_markdown(self, image: str | None = None) -> str:
         """A GitHub document: table, conditions, changes, training, notes; ``image`` is the picture's link."""

@@ -25,7 +25,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
-from transformers import set_seed
+from transformers import EvalPrediction, set_seed
 
 from hf_efficient import __version__
 from hf_efficient.arguments import EfficientTrainingArguments
@@ -218,9 +218,9 @@ class _Job(Outcome):
             models[name] = stage / FINAL
             model = str(stage / FINAL)
         before, after = next(iter(models.values())), Path(model)
-        metrics = self.metrics(before, after, folder)
+        metrics, classes = self.judge(before, after, folder)
         try:
-            return self.finish(folder, before, after, metrics) if PartialState().is_main_process else None
+            return self.finish(folder, before, after, metrics, classes) if PartialState().is_main_process else None
         finally:  # also where the export is refused: the others must not wait for ever
             PartialState().wait_for_everyone()
 
@@ -243,20 +243,27 @@ class _Job(Outcome):
             shutil.rmtree(folder / TEACHER_CACHE, ignore_errors=True)
         PartialState().wait_for_everyone()
 
-    def metrics(self, before: Path, after: Path, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-        """Metrics of both models on validation data and, once, on test data."""
+    def judge(
+        self, before: Path, after: Path, folder: Path
+    ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict[str, float]]]:
+        """Metrics of both models on validation data and, once, on test data; and what each recognises of each class."""
         found: dict[str, dict[str, dict[str, float]]] = {}
+        classes: dict[str, dict[str, float]] = {}
         for label, path in (("before", before), ("after", after)):
             self.use(path)
             args = EfficientTrainingArguments(str(folder), report_to="none", disable_tqdm=False, **_pinning())
             trainer = self.trainer(self.task.load_model(str(path)), args)
             for split in ("validation", "test"):
                 if split in self.encoded:
-                    values = trainer.evaluate(self.encoded[split], metric_key_prefix=split)
-                    found.setdefault(split, {})[label] = plain_metrics(values, split)
-        return found
+                    said = trainer.predict(self.encoded[split], metric_key_prefix=split)
+                    found.setdefault(split, {})[label] = plain_metrics(said.metrics or {}, split)
+                    if split == self.judged and said.label_ids is not None:
+                        classes[label] = self.task.per_class(EvalPrediction(said.predictions, said.label_ids))
+        return found, classes
 
-    def finish(self, folder: Path, before: Path, after: Path, metrics: dict[str, Any]) -> RunResult:
+    def finish(
+        self, folder: Path, before: Path, after: Path, metrics: dict[str, Any], classes: dict[str, dict[str, float]]
+    ) -> RunResult:
         """Measure, write report and metrics, put the model in place, mark the run finished."""
         stages = {name: _read_json(folder / "stages" / name / STAGE_FILE) for name in self.recipe.stages}
         exported, refused = None, None
@@ -266,7 +273,7 @@ class _Job(Outcome):
             refused = error
         notes = [f"Metrics on {self.judged} data ({len(self.encoded[self.judged])} examples)."]
         if exported is not None:
-            metrics[self.judged]["exported"] = self.exported_metrics(exported)
+            metrics[self.judged]["exported"], classes["exported"] = self.judge_export(exported)
             notes.append(f"Export ({exported.format}, quantize {exported.quantize}): {exported.comparison}.")
         judged = metrics[self.judged]
         report = Report(
@@ -279,6 +286,7 @@ class _Job(Outcome):
             metrics_exported=judged.get("exported", {}),
             training={name: stage["training"] for name, stage in stages.items()},
             changes=[{"stage": name, **change} for name, stage in stages.items() for change in stage["changes"]],
+            classes={side: found for side, found in classes.items() if found},
             notes=notes if refused is None else [*notes, f"No export: {refused}"],
         )
         report.save(folder)

@@ -165,6 +165,10 @@ class Task(ABC):
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Metrics of predictions on a whole split, `main_metric` among them."""
 
+    def per_class(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Name of each class that occurs -> share of its examples that were recognised; empty for tasks without."""
+        return {}
+
     @abstractmethod
     def raw(self, example: dict[str, Any]) -> Any:
         """The input of a data row as a user's program has it: what the pipeline takes."""

@@ -25,6 +25,7 @@ from hf_efficient.functional.examples import (
     raw_bytes,
     split,
 )
+from hf_efficient.functional.vocabulary import parent_ids, split_alike
 from hf_efficient.optimization import Context
 from hf_efficient.pretrained import load_pretrained, resolve_model
 from hf_efficient.teacher_cache import Row, TeacherCache
@@ -310,24 +311,24 @@ def _token_map(name: str, teacher: Any, student: Any, context: Context) -> list[
     """The teacher's id of each of the student's tokens; None where they are the same.
 
     Raises:
-        ConfigError: tokens that the teacher does not know.
+        ConfigError: tokens that the teacher does not know, or that it would not find in the same text.
     """
     ours = context.processor if hasattr(context.processor, "get_vocab") else None
     theirs = None if ours is None else _tokenizer(resolve_model(name))
     if ours is not None and theirs is not None:
         mine, other = ours.get_vocab(), theirs.get_vocab()
-        if mine == other:
-            return None
-        foreign = next((token for token in mine if token not in other), None)
-        if foreign is not None:
+        ids, odd = parent_ids(mine, other), ""
+        if ids is None:
+            foreign = next(token for token in mine if token not in other)
+            odd = f"does not know the student's token '{foreign}'"
+        elif not _split_alike(ours, theirs):
+            odd = "splits texts in another way before it looks tokens up"
+        if odd:
             raise ConfigError(
-                f"distillation: teacher '{name}' has another tokenizer, which does not know the student's token "
-                f"'{foreign}'; take a teacher with the student's tokenizer"
+                f"distillation: teacher '{name}' has another tokenizer, which {odd}; take a teacher with the student's "
+                "tokenizer"
             )
-        ids = [0] * (max(mine.values()) + 1)
-        for token, index in mine.items():
-            ids[index] = other[token]
-        return ids
+        return None if mine == other else ids
     sizes = [getattr(model.config, "vocab_size", None) for model in (student, teacher)]
     if sizes[0] == sizes[1]:
         return None
@@ -337,6 +338,14 @@ def _token_map(name: str, teacher: Any, student: Any, context: Context) -> list[
         f"distillation: teacher '{name}' has {sizes[1]} tokens, the student {sizes[0]}, and two tokenizers to compare "
         "are not at hand; pass processing_class=, and save the teacher's tokenizer beside it"
     )
+
+
+def _split_alike(*tokenizers: Any) -> bool:
+    """As far as it can be told: slow tokenizers do not say how they split."""
+    backends = [
+        tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers if hasattr(tokenizer, "backend_tokenizer")
+    ]
+    return len(backends) < len(tokenizers) or split_alike(*backends)
 
 
 def _tokenizer(source: str) -> Any:

@@ -11,6 +11,7 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedMode
 
 from hf_efficient.data import DataSettings
 from hf_efficient.errors import ConfigError, DataError, unknown
+from hf_efficient.functional.confidence import calibration_error
 from hf_efficient.task import Task
 from hf_efficient.tasks.metrics import ClassificationMetrics
 
@@ -104,11 +105,15 @@ class TextClassification(Task):
         return DataCollatorWithPadding(self.processor)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Accuracy and macro F1 from logits of shape (examples, classes) and class indices (examples,)."""
-        logits = prediction.predictions
-        if isinstance(logits, tuple):  # models that also return hidden states
-            logits = logits[0]
-        return ClassificationMetrics().compute(predictions=logits.argmax(axis=-1), references=prediction.label_ids)
+        """Accuracy, macro F1 and calibration error from logits (examples, classes) and class indices (examples,)."""
+        logits, labels = _logits(prediction), prediction.label_ids
+        found = ClassificationMetrics().compute(predictions=logits.argmax(axis=-1), references=labels)
+        return {**found, "calibration_error": calibration_error(logits, labels)}
+
+    def per_class(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Recall of each class that occurs."""
+        right, labels = _logits(prediction).argmax(axis=-1) == prediction.label_ids, prediction.label_ids
+        return {self.label_names[index]: float(right[labels == index].mean()) for index in sorted(set(labels.tolist()))}
 
     def raw(self, example: dict[str, Any]) -> str | dict[str, str]:
         """The text; for pairs ``{"text": ..., "text_pair": ...}``."""
@@ -160,6 +165,12 @@ class TextClassification(Task):
                 f"data.max_length is {self.settings.max_length}, but model '{model}' takes at most {limit} tokens; "
                 f"set data.max_length={limit}"
             )
+
+
+def _logits(prediction: EvalPrediction) -> Any:
+    """Some models return hidden states, too."""
+    given = prediction.predictions
+    return given[0] if isinstance(given, tuple) else given
 
 
 def _name(value: Any, feature: Any) -> str:

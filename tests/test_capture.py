@@ -13,6 +13,7 @@ from transformers import (
     ModernBertForSequenceClassification,
 )
 
+from hf_efficient.blocks import LayerStack, layer_stacks
 from hf_efficient.capture import Capture, depths, projections
 from hf_efficient.errors import ConfigError
 from tests.tiny import KINDS, pad
@@ -49,8 +50,13 @@ def test_training_only() -> None:
 
 
 def test_self_attention_of_a_decoder_layer() -> None:
-    layer = KINDS["seq2seq"].model().model.decoder.layers[0]
-    assert projections(layer) == [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+    model = KINDS["seq2seq"].model()
+    layer = model.model.decoder.layers[0]
+    assert projections(layer, layer_stacks(model)[1]) == [
+        layer.self_attn.q_proj,
+        layer.self_attn.k_proj,
+        layer.self_attn.v_proj,
+    ]
 
 
 SMALL = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
@@ -77,8 +83,8 @@ def test_other_families(family: str) -> None:
 
 
 def test_layers_without_projections() -> None:
-    with pytest.raises(ConfigError, match=r"Linear has no query.*attention: 0"):
-        projections(torch.nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match=r"value of a Linear are not known.*attention: 0"):
+        projections(torch.nn.Linear(2, 2), LayerStack("layers"))
 
 
 def test_family_without_a_row() -> None:

@@ -20,7 +20,7 @@ LAYERS = [
     {"phase"},
     {"batches"},
     {"trainer", "task", "recipe"},
-    {"outcome", "compress"},
+    {"outcome", "compress", "profiling"},
     {"run"},
     {"cli"},
 ]
@@ -44,7 +44,7 @@ INSTANCES = {
 }
 """Package of instances -> what its modules may import. Only its own test and the command line import them by name."""
 
-TASK_MAY = {"errors", "data", "task", "tasks"}
+TASK_MAY = {"errors", "data", "functional", "task", "tasks"}
 LONGEST_FILE = 400
 
 

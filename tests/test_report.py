@@ -194,6 +194,19 @@ def test_sides_that_were_measured_differently_are_both_told() -> None:
     assert "Throughput" in {row.label for row in one.rows()}  # of no one batch size
 
 
+def test_classes_that_lost_most_are_named_first() -> None:
+    classes = {
+        "before": {"lost": 1.0, "gained": 0.5, "kept": 0.9, **{f"drop {i}": 0.5 for i in range(6)}},
+        "after": {"lost": 0.9, "gained": 0.6, "kept": 0.9, **{f"drop {i}": 0.5 - i / 100 for i in range(6)}},
+    }
+    told = str(report(classes=classes))
+    assert "lost: 1.000 -> 0.900 (-10.0 points)" in told
+    assert "drop 5: 0.500 -> 0.450 (-5.0 points)" in told
+    assert not any(name in told for name in ("gained", "kept:", "drop 1", "drop 0")), "five are named at most"
+    exported = report(classes={**classes, "exported": classes["before"]}, exported=EXPORTED)
+    assert "lost most" not in str(exported), "what is shipped counts"
+
+
 def test_flat_training_figures_and_no_tokens() -> None:
     one = report(training={"seconds": 12.5}, before=changed(input_lengths=None), after=changed(input_lengths=None))
     assert "all: seconds 12.5" in str(one)

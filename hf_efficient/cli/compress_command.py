@@ -5,6 +5,8 @@ from typing import Any
 
 TARGETS = ("target-speedup", "target-latency-ms", "target-size-mb", "target-parameters")
 TIMED_EXAMPLES = 256
+RESULT = "compressed.json"
+"""In the folder that is written: what was asked for and what was done."""
 
 
 def add(subparsers: Any) -> None:
@@ -36,14 +38,17 @@ def command(options: argparse.Namespace) -> int:
     from hf_efficient.cli.model_and_data import judged_split, prepare
     from hf_efficient.compress import compress
     from hf_efficient.errors import ConfigError
-    from hf_efficient.files import atomic_folder
+    from hf_efficient.files import atomic_folder, refuse_other_contents, write_json
     from hf_efficient.report import Report
 
+    folder = Path(options.to or Path(options.model).absolute().parent / "compressed")
+    refuse_other_contents(folder, RESULT)
     task, model, splits = prepare(options.model, options.task, options.data)
     if "train" not in splits:
         raise ConfigError("compress measures what can go on training data: add data.train=FILE")
     small: Any
-    small, changes = compress(model, task.encode(splits["train"]), task.collator(), **_settings(options))
+    settings = _settings(options)
+    small, changes = compress(model, task.encode(splits["train"]), task.collator(), **settings)
     name, rows = judged_split(splits)
     before, metrics_before = _judged(task, model.eval(), rows)
     after, metrics_after = _judged(task, small.eval(), rows)
@@ -56,11 +61,11 @@ def command(options: argparse.Namespace) -> int:
         changes=[{"name": "structured_pruning", **changes}],
         notes=[f"Metrics on {name} data ({len(rows)} examples)."],
     )
-    folder = Path(options.to or Path(options.model).absolute().parent / "compressed")
     with atomic_folder(folder) as path:
         small.save_pretrained(path)
         task.processor.save_pretrained(path)
         report.save(path)
+        write_json(path / RESULT, {"settings": settings, "changes": changes})
     print(report)
     print(f"\nmodel   {folder}\nreport  {folder / 'report.md'}")
     return 0

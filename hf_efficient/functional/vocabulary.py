@@ -252,11 +252,15 @@ def parent_ids(child_tokens: Mapping[str, int], parent_tokens: Mapping[str, int]
     """[child id -> parent id] of a trimmed vocabulary; None if it is none: a token that the parent does not have.
 
     Args:
-        child_tokens, parent_tokens: token -> id, as ``tokenizer.get_vocab()`` gives them; the child's ids without gaps.
+        child_tokens, parent_tokens: token -> id, as ``tokenizer.get_vocab()`` gives them; ids that the child leaves out
+            become 0.
     """
     if any(token not in parent_tokens for token in child_tokens):
         return None
-    return [parent_tokens[token] for token, _ in sorted(child_tokens.items(), key=lambda item: item[1])]
+    ids = [0] * (max(child_tokens.values(), default=-1) + 1)
+    for token, index in child_tokens.items():
+        ids[index] = parent_tokens[token]
+    return ids
 
 
 def split_alike(one: str, other: str) -> bool:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from hf_efficient.data import load
 from hf_efficient.errors import ConfigError, DataError
+from hf_efficient.functional.confidence import calibration_error
 from hf_efficient.settings import parse
 from hf_efficient.task import get_task
 from hf_efficient.tasks.text_classification import TextClassification, TextClassificationData
@@ -235,8 +236,17 @@ def test_metrics_from_logits() -> None:
     logits, references = np.array([[0.1, 0.9], [0.8, 0.2], [0.7, 0.3]]), np.array([1, 0, 1])
     for predictions in (logits, (logits, np.zeros((3, 8)))):
         metrics = task().compute_metrics(EvalPrediction(predictions=predictions, label_ids=references))
-        assert metrics == {"accuracy": pytest.approx(2 / 3), "f1_macro": pytest.approx(2 / 3)}
+        assert metrics["accuracy"] == metrics["f1_macro"] == pytest.approx(2 / 3)
+        assert metrics["calibration_error"] == pytest.approx(calibration_error(logits, references))
         assert TextClassification.main_metric in metrics
+
+
+def test_recall_per_class() -> None:
+    built = task()
+    built.label_names = ["a", "b", "c"]
+    logits = np.eye(3)[[0, 0, 1, 1]]
+    found = built.per_class(EvalPrediction(predictions=logits, label_ids=np.array([0, 1, 1, 1])))
+    assert found == {"a": 1.0, "b": pytest.approx(2 / 3)}, "c does not occur"
 
 
 def test_pipeline_takes_raw_and_gives_label_names(checkpoint: str, tmp_path: Path) -> None:

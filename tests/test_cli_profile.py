@@ -1,0 +1,35 @@
+"""`hf-efficient profile` as a user meets it."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_efficient.cli import main
+from tests.test_cli_compress import folder
+
+__all__ = ["folder"]  # the fixture: a folder with a model and data, and the process in it
+
+
+@pytest.fixture(autouse=True)
+def few_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_efficient.profiling.bounds.KINDS", {"torch": None})
+
+
+def test_prints_and_writes_a_profile(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["profile", "run/final", "data.test=test.csv", "data.max_length=16", "--batch-size", "4"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "feed-forward" in printed
+    assert "one layer left" in printed
+    made = folder / "run" / "profile"
+    assert {path.name for path in made.iterdir()} == {"profile.json", "profile.md", "profile.png"}
+    assert main(command) == 0, "an earlier profile is replaced"
+
+
+def test_a_folder_with_something_else_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("profile", "export"):
+        assert main([command, "run/final", "data.test=test.csv", "--to", "run"]) == 2
+        assert "would be replaced" in capsys.readouterr().err
+    compressing = ["compress", "run/final", "data.train=train.csv", "--target-speedup", "2", "--to", "run/final"]
+    assert main(compressing) == 2
+    assert (folder / "run" / "final" / "config.json").is_file()
