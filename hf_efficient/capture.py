@@ -75,7 +75,7 @@ class Capture:
         self._handles.append(module.register_forward_hook(note))
 
 
-def projections(layer: nn.Module, stack: LayerStack) -> list[nn.Module]:
+def projections(layer: nn.Module, stack: LayerStack) -> Sequence[nn.Module]:
     """The modules that compute query, key and value of a layer's self-attention: three, or one for all.
 
     Raises:
