@@ -39,10 +39,16 @@ def encoded_test(processor: Any) -> Dataset:
     return task.encode(_loaded()[1]["test"])
 
 
-def _loaded() -> tuple[Task, DatasetDict]:
-    folder = Path(os.environ.get("HF_EFFICIENT_DATA", Path(__file__).parents[2] / "shared" / "data")) / "banking77"
+def folder_of_data(name: str) -> Path:
+    """Where a public data set is; without it the benchmark ends here."""
+    folder = Path(os.environ.get("HF_EFFICIENT_DATA", Path(__file__).parents[2] / "shared" / "data")) / name
     if not folder.is_dir():
-        sys.exit(f"no Banking77 at {folder}: see CONTRIBUTING.md, and set HF_EFFICIENT_DATA")
+        sys.exit(f"no {name} at {folder}: see CONTRIBUTING.md, and set HF_EFFICIENT_DATA")
+    return folder
+
+
+def _loaded() -> tuple[Task, DatasetDict]:
+    folder = folder_of_data("banking77")
     task_class = get_task("text-classification")
     settings = task_class.data_settings(
         train=str(folder / "train.csv"), test=str(folder / "test.csv"), max_length=MAX_LENGTH
