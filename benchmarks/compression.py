@@ -87,9 +87,7 @@ def claims(bench: Bench, cells: list[dict[str, Any]]) -> None:
     for side in ("fine-tuned", "compressed"):
         sure = [cell["sure"][side] for cell in cells]
         claim(f"calibration_error_{side}", [one["calibration_error"] for one in sure], "of test confidence, 0 is best")
-        claim(
-            f"auroc_elsewhere_{side}", [one["auroc"] for one in sure], "bank or medical question, by confidence"
-        )
+        claim(f"auroc_elsewhere_{side}", [one["auroc"] for one in sure], "bank or medical question, by confidence")
     worst = "; ".join(f"{name} {drop:.0f} points" for name, drop in cells[0]["sure"]["drops"].items())
     bench.notes.append(f"Classes that lost most recall, seed 0, of 40 examples each: {worst}.")
     bench.notes.append(f"Best int8 export of the uncut model: {', '.join(sorted({cell['best'] for cell in cells}))}.")

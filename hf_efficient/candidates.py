@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from hf_efficient.errors import ConfigError, unknown
+from hf_efficient.errors import ConfigError, MissingDependencyError, unknown
+from hf_efficient.mixed import onnx_quantizer, openvino_quantizer
 from hf_efficient.runtimes import require, require_packages
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ class Candidate:
         quantizer: key in `_QUANTIZERS`; None exports in fp32.
         int8: arguments of the quantizer's config.
         packages: modules that it takes beside the runtime's.
+        mixed: the layers that lose most stay in float, as many as it takes to keep the metric.
     """
 
     format: str
@@ -33,6 +36,7 @@ class Candidate:
     quantizer: str | None = None
     int8: Mapping[str, Any] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
+    mixed: bool = False
 
     @property
     def exact(self) -> bool:
@@ -53,11 +57,18 @@ class Candidate:
         require(self.format)
         require_packages(self.packages, f"int8 export to '{self.format}'", self.format)
 
-    def convert(self, model: "PreTrainedModel", inputs: Inputs, calibration: Sequence[Inputs] = ()) -> "ExportedModel":
+    def convert(
+        self,
+        model: "PreTrainedModel",
+        inputs: Inputs,
+        calibration: Sequence[Inputs] = (),
+        in_float: Sequence[str] = (),
+    ) -> "ExportedModel":
         """Trace ``model`` (fp32, on the CPU, evaluating) on ``inputs``; every axis that can vary stays free.
 
         Args:
             calibration: batches of real inputs, for the ranges of activations.
+            in_float: paths of the linear layers that are not quantized, where the candidate is mixed.
         """
         from transformers import exporters
 
@@ -67,59 +78,92 @@ class Candidate:
         }[self.format]
         settings = dict(self.settings)
         if self.quantizer is not None:
-            settings["quantizer"] = _QUANTIZERS[self.quantizer](self.int8, calibration)
+            weights = [model.get_parameter(f"{path}.weight").detach().numpy() for path in in_float]
+            settings["quantizer"] = _QUANTIZERS[self.quantizer](self.int8, calibration, weights)
         made = exporter().export(model, dict(inputs), config(dynamic=True, **settings))
         if self.format == "onnx":
             _forget_origin(made)
         return made
 
 
-def _onnx_dynamic(int8: Mapping[str, Any], calibration: Sequence[Inputs]) -> Any:
+Weights = Sequence[np.ndarray]
+
+
+def _onnx_dynamic(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights) -> Any:
     from transformers import exporters
 
     return exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig(**int8))
 
 
-def _onnx_static(int8: Mapping[str, Any], calibration: Sequence[Inputs]) -> Any:
+def _onnx_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights) -> Any:
     from transformers import exporters
 
-    return exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeStaticConfig(**int8), [dict(b) for b in calibration])
+    return onnx_quantizer(exporters.OnnxRuntimeStaticConfig(**int8), [dict(b) for b in calibration], in_float)
 
 
-def _openvino_static(int8: Mapping[str, Any], calibration: Sequence[Inputs]) -> Any:
+def _openvino_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights) -> Any:
     from transformers import exporters
 
     settings = exporters.NNCFQuantizationConfig(subset_size=max(1, len(calibration)), **int8)
-    return exporters.NNCFOpenVINOQuantizer(settings, [dict(batch) for batch in calibration])
+    return openvino_quantizer(settings, [dict(batch) for batch in calibration], in_float)
 
 
 _QUANTIZERS = {"onnx-dynamic": _onnx_dynamic, "onnx-static": _onnx_static, "openvino-static": _openvino_static}
 
+_MATMUL = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
+"""Only what takes most of the time: int8 sums, norms and softmaxes are where ONNX Runtime's static models go wrong."""
+
 CANDIDATES: dict[tuple[str, str], Candidate] = {
     ("onnx", "none"): Candidate("onnx", {"ort_fusions": "cpu"}),
     ("onnx", "dynamic"): Candidate("onnx", {"ort_fusions": "cpu"}, "onnx-dynamic"),
+    ("onnx", "dynamic-per-channel"): Candidate("onnx", {"ort_fusions": "cpu"}, "onnx-dynamic", {"per_channel": True}),
     ("onnx", "static"): Candidate("onnx", {}, "onnx-static", {"per_channel": True}),
+    ("onnx", "static-matmul"): Candidate("onnx", {}, "onnx-static", _MATMUL),
+    ("onnx", "mixed"): Candidate("onnx", {}, "onnx-static", _MATMUL, mixed=True),
     ("openvino", "none"): Candidate("openvino"),
     ("openvino", "static"): Candidate("openvino", {}, "openvino-static", packages=("nncf",)),
+    ("openvino", "mixed"): Candidate("openvino", {}, "openvino-static", packages=("nncf",), mixed=True),
 }
 """(format, quantize) -> how it is made."""
 
+AUTO = "auto"
+"""As format or as quantize: the fastest of all that keeps the metric."""
 
-def check_choice(format: str, quantize: str, max_drop: float = 0) -> Candidate:
-    """The candidate for a format and a quantization.
+
+def choices(format: str, quantize: str) -> list[tuple[str, str]]:
+    """Keys of `CANDIDATES` that a format and a quantization, `AUTO` allowed for each, stand for."""
+    return [key for key in CANDIDATES if format in (AUTO, key[0]) and quantize in (AUTO, key[1])]
+
+
+def check_choice(format: str, quantize: str, max_drop: float = 0) -> None:
+    """Refuse what no candidate stands for.
 
     Raises:
         ConfigError: no such pair, or ``max_drop`` out of range.
     """
-    formats = sorted({name for name, _ in CANDIDATES})
+    formats = [AUTO, *sorted({name for name, _ in CANDIDATES})]
     if format not in formats:
         raise ConfigError(unknown("export format", format, formats))
-    allowed = [quantizing for name, quantizing in CANDIDATES if name == format]
-    if quantize not in allowed:
+    if not choices(format, quantize):
+        allowed = [AUTO, *dict.fromkeys(key[1] for key in choices(format, AUTO))]
         raise ConfigError(f"format '{format}': {unknown('quantize', quantize, allowed)}")
     if not max_drop >= 0:
         raise ConfigError(f"max_drop must be 0 or more, got {max_drop}")
-    return CANDIDATES[format, quantize]
+
+
+def require_choice(format: str, quantize: str) -> None:
+    """Refuse what is not installed; of several choices, one that is will do.
+
+    Raises:
+        MissingDependencyError: names the first package that is missing.
+    """
+    errors = []
+    for key in choices(format, quantize):
+        try:
+            return CANDIDATES[key].require()
+        except MissingDependencyError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _forget_origin(exported: "ExportedModel") -> None:

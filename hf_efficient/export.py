@@ -9,35 +9,33 @@ against its model on real inputs (`hf_efficient.guard`), from the files that wil
 """
 
 import contextlib
-import copy
 import io
 import json
-import logging
 import platform
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from rich.console import Console
 from transformers import PreTrainedModel
-from transformers.utils import find_labels
 
-from hf_efficient.candidates import Candidate, check_choice
+from hf_efficient.auto_export import Tried, choose, table
+from hf_efficient.candidates import AUTO, CANDIDATES, Candidate, check_choice, require_choice
+from hf_efficient.conversion import calibration_batches, convert_plain, plain_copy, trace_inputs
 from hf_efficient.errors import ConfigError, ExportError
-from hf_efficient.exported import pipeline_of
 from hf_efficient.files import atomic_folder, refuse_other_contents, write_json
-from hf_efficient.functional.batching import by_length
 from hf_efficient.guard import FLOOR, TOLERANCE, Comparison, Metrics, compare, judge
 from hf_efficient.machine import MB, machine
 from hf_efficient.measure import Measurement, Timing, measure
 from hf_efficient.runtimes import RUNTIMES, ExportedRuntime, load_runtime
+from hf_efficient.sensitivity import sensitivities
 from hf_efficient.timing import Runtime, TorchRuntime
 
 if TYPE_CHECKING:
-    from transformers.exporters import ExportedModel
+    pass
 
 REPORT = "export_report.json"
 MEASURED_EXAMPLES = 256
@@ -52,6 +50,8 @@ class ExportResult:
         comparison: with the model, on the examples.
         metrics: the export's; empty without labels or metrics.
         measurement: size and speed; None where it was not asked for.
+        in_float: linear layers that a mixed export leaves in float.
+        tried: where the choice was automatic, all that was tried.
     """
 
     folder: Path
@@ -60,6 +60,8 @@ class ExportResult:
     comparison: Comparison
     metrics: dict[str, float]
     measurement: Measurement | None
+    in_float: list[str] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
 
     def runtime(self, threads: int | None = None) -> ExportedRuntime:
         return load_runtime(self.folder, threads)
@@ -72,6 +74,12 @@ class ExportResult:
                 f"measured  {told.bytes_on_disk / MB:.1f} MB; {told.latency_ms['p50']:.2f} ms for one example, "
                 f"{told.throughput:.0f} examples/s in batches of {told.batch_size}, with {told.runtime}"
             ]
+        if self.in_float:
+            lines += [f"in float  {', '.join(self.in_float)}"]
+        if self.tried:
+            console = Console(file=io.StringIO(), record=True, width=140, color_system=None, legacy_windows=False)
+            console.print(table(self.tried))
+            lines += ["", console.export_text(styles=False).rstrip()]
         return "\n".join(lines)
 
     @classmethod
@@ -84,17 +92,18 @@ class ExportResult:
         path = Path(folder) / REPORT
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            comparison = Comparison(**values["comparison"])
+            comparison: Comparison = Comparison(**values["comparison"])
             measured = values["measurement"]
             measurement = None if measured is None else Measurement.from_dict(measured)
             kind = values["format"], values["quantize"]
+            tried = [Tried(**one) for one in values.get("tried", [])]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"no readable {REPORT} in {folder} ({type(error).__name__}); export again") from error
-        return cls(Path(folder), *kind, comparison, comparison.metrics_export, measurement)
+        metrics, in_float = comparison.metrics_export, values.get("in_float", [])
+        return cls(Path(folder), *kind, comparison, metrics, measurement, in_float, tried)
 
 
-CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 320, 8
-"""Real inputs from which static int8 takes the ranges of activations, in batches of similar length."""
+SENSITIVITY_BATCHES = 16
 
 
 def export(
@@ -119,9 +128,10 @@ def export(
     Args:
         model: for sequence, token or image classification; it is left as it is, on its device.
         folder: written as a whole, or not at all.
-        format: ``onnx`` or ``openvino``.
-        quantize: ``none`` (fp32), ``dynamic`` (int8 weights, activations quantized as they come; ONNX only), or
-            ``static`` (activations quantized in ranges seen beforehand).
+        format: ``onnx`` or ``openvino``; ``auto``: whichever is faster.
+        quantize: ``none`` (fp32), ``dynamic`` (int8 weights, activations quantized as they come; ONNX only),
+            ``dynamic-per-channel``, ``static`` (activations quantized in ranges seen beforehand), ``mixed`` (static,
+            but for the layers that lose most) or ``auto``: the fastest of them that keeps the metric.
         examples: real model-ready features, labels included, in the lengths that will be served: some hundreds.
         collate: from a list of features to a batch of tensors on the CPU.
         metrics: `compute_metrics` of a Trainer; without it, the predictions that change are counted.
@@ -139,33 +149,96 @@ def export(
         MissingDependencyError: the format's packages are not installed.
         ExportError: the conversion failed, or the export does not compute what the model does.
     """
-    candidate = check_choice(format, quantize, max_drop)
-    candidate.require()
+    check_choice(format, quantize, max_drop)
+    require_choice(format, quantize)
     refuse_other_contents(folder, REPORT)
-    plain = _plain(model)
+    job = _Job(
+        plain_copy(model),
+        *(examples, collate, examples if calibration is None else calibration, max_drop, processor),
+        {"metrics": metrics, "main_metric": main_metric, "greater_is_better": greater_is_better},
+    )
     if not len(examples):
         raise ConfigError("an export is traced and checked on real examples, and there are none; pass some")
-    with atomic_folder(folder) as path:
-        convert(plain, candidate, examples, collate, calibration).save_pretrained(path)
-        if processor is not None:
-            processor.save_pretrained(path)
-        comparison = _verify(
-            load_runtime(path),
-            plain,
-            *(examples, collate),
-            exact=candidate.exact,
-            max_drop=max_drop,
-            metrics=metrics,
-            main_metric=main_metric,
-            greater_is_better=greater_is_better,
-        )
-        if timing is None and seconds:
-            timing = _default_timing(examples, collate, seconds)
-        # The weights are the model's, stored in another way: so is their number
-        measurement = Measurement.of(timing(load_runtime(path)), plain, path) if timing else None
-        result = ExportResult(Path(folder), format, quantize, comparison, comparison.metrics_export, measurement)
-        write_json(path / REPORT, _report(result, candidate, max_drop))
-    return result
+    if timing is None and seconds:
+        timing = _default_timing(examples, collate, seconds)
+    if AUTO not in (format, quantize):
+        return job.export(Path(folder), format, quantize, timing)
+    timing = timing or _default_timing(examples, collate, 1.0)  # the fastest cannot be told without
+
+    def export_one(path: Path, format: str, quantize: str) -> ExportResult:
+        return job.export(path, format, quantize, timing)
+
+    def tell(path: Path, tried: list[Tried]) -> None:
+        report = json.loads((path / REPORT).read_text(encoding="utf-8"))
+        write_json(path / REPORT, {**report, "tried": [one.to_dict() for one in tried]})
+
+    choose(export_one, Path(folder), format, quantize, tell)
+    return ExportResult.load(folder)
+
+
+@dataclass
+class _Job:
+    """What every way to export a model has in common."""
+
+    model: PreTrainedModel
+    examples: Sequence[Mapping[str, Any]]
+    collate: Callable[[list[Any]], Mapping[str, Any]]
+    calibration: Sequence[Mapping[str, Any]]
+    max_drop: float
+    processor: Any
+    metrics: dict[str, Any]
+
+    def export(
+        self, folder: Path, format: str, quantize: str, timing: Callable[[Runtime], Timing] | None
+    ) -> ExportResult:
+        candidate = CANDIDATES[format, quantize]
+        candidate.require()
+        batches = calibration_batches(candidate, self.model, self.collate, self.calibration)
+        *rounds, last = _rounds(candidate, self.model, batches)
+        for in_float in rounds:
+            with contextlib.suppress(ExportError):
+                return self._export(folder, (format, quantize), batches, in_float, timing)
+        return self._export(folder, (format, quantize), batches, last, timing)
+
+    def _export(
+        self,
+        folder: Path,
+        key: tuple[str, str],
+        batches: Sequence[dict[str, torch.Tensor]],
+        in_float: list[str],
+        timing: Callable[[Runtime], Timing] | None,
+    ) -> ExportResult:
+        candidate, inputs = CANDIDATES[key], trace_inputs(self.model, self.collate, self.examples)
+        with atomic_folder(folder) as path:
+            convert_plain(candidate, self.model, inputs, batches, in_float).save_pretrained(path)
+            if self.processor is not None:
+                self.processor.save_pretrained(path)
+            comparison = _verify(
+                *(load_runtime(path), self.model, self.examples, self.collate),
+                exact=candidate.exact,
+                max_drop=self.max_drop,
+                **self.metrics,
+            )
+            # The weights are the model's, stored in another way: so is their number
+            measurement = Measurement.of(timing(load_runtime(path)), self.model, path) if timing else None
+            result = ExportResult(folder, *key, comparison, comparison.metrics_export, measurement, in_float)
+            write_json(path / REPORT, _report(result, candidate, self.max_drop))
+        return result
+
+
+def _rounds(
+    candidate: Candidate, model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]]
+) -> Iterator[list[str]]:
+    """Layers to leave in float: none; where the candidate is mixed, more and more until it keeps the metric."""
+    if not candidate.mixed:
+        yield []
+        return
+    ranked = list(sensitivities(model, batches[:SENSITIVITY_BATCHES]))
+    count = 1
+    while count < len(ranked):
+        yield ranked[:count]
+        count *= 2
+    yield ranked
 
 
 def _default_timing(
@@ -194,7 +267,9 @@ def verify(
     Raises:
         ExportError: it does not compute what the model does; with the figures.
     """
-    return _verify(load_runtime(folder), _plain(model), examples, collate, exact=exact, max_drop=max_drop, **metrics)
+    return _verify(
+        load_runtime(folder), plain_copy(model), examples, collate, exact=exact, max_drop=max_drop, **metrics
+    )
 
 
 def _verify(
@@ -204,103 +279,6 @@ def _verify(
     comparison = compare(TorchRuntime(model), runtime, *data, **metrics)
     judge(comparison, exact=exact, max_drop=max_drop)
     return comparison
-
-
-def _plain(model: torch.nn.Module) -> PreTrainedModel:
-    """``model`` in fp32 on the CPU, evaluating, without a wrapper of mixed precision around `forward`."""
-    if not isinstance(model, PreTrainedModel):
-        raise ConfigError(
-            f"export takes a transformers model, got {type(model).__name__}; merge adapters first "
-            "(model.merge_and_unload())"
-        )
-    pipeline_of(type(model).__name__)
-    plain = copy.deepcopy(model)
-    for wrapper in ("forward", "_original_forward"):
-        vars(plain).pop(wrapper, None)
-    plain.config.architectures = [type(plain).__name__]  # as `save_pretrained` would write it
-    return cast(Any, plain).to("cpu", torch.float32).eval()
-
-
-def _inputs(model: PreTrainedModel, collate: Callable[..., Any], examples: Sequence[Any]) -> dict[str, torch.Tensor]:
-    """A batch to trace with: of three, as tracing takes an axis of one for a constant."""
-    return without_labels(model, collate([examples[index % len(examples)] for index in range(3)]))
-
-
-def without_labels(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    labels = {"labels", *find_labels(type(model))}
-    return {name: value for name, value in batch.items() if name not in labels}
-
-
-def convert(
-    model: torch.nn.Module,
-    candidate: Candidate,
-    examples: Sequence[Mapping[str, Any]],
-    collate: Callable[[list[Any]], Mapping[str, Any]],
-    calibration: Sequence[Mapping[str, Any]] | None = None,
-) -> "ExportedModel":
-    """``model`` converted and not checked; arguments and errors as for `export`."""
-    candidate.require()
-    plain = _plain(model)
-    batches = _calibration(candidate, plain, collate, examples if calibration is None else calibration)
-    return _convert(candidate, plain, _inputs(plain, collate, examples), batches)
-
-
-def _calibration(
-    candidate: Candidate, model: PreTrainedModel, collate: Callable[..., Any], examples: Sequence[Any]
-) -> list[dict[str, torch.Tensor]]:
-    """Batches of real inputs; short ones together, so that padding is no part of the ranges."""
-    if not candidate.calibrated:
-        return []
-    chosen = by_length([examples[index] for index in range(min(CALIBRATION_EXAMPLES, len(examples)))])
-    starts = range(0, len(chosen), CALIBRATION_BATCH)
-    return [without_labels(model, collate(chosen[start : start + CALIBRATION_BATCH])) for start in starts]
-
-
-def _convert(
-    candidate: Candidate,
-    model: PreTrainedModel,
-    inputs: dict[str, torch.Tensor],
-    calibration: Sequence[dict[str, torch.Tensor]],
-) -> "ExportedModel":
-    try:
-        with _quiet():
-            return candidate.convert(model, inputs, calibration)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch, onnxscript and the runtimes each raise their own for what they cannot convert
-        words = " ".join(str(error).split())[:300]
-        raise ExportError(
-            f"{type(model).__name__} cannot be converted to {candidate.format} ({type(error).__name__}: {words}); "
-            f"try another format ({', '.join(sorted(RUNTIMES))})"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what the converters tell their own makers; errors pass."""
-    from transformers.exporters import exporter_dynamo, utils
-
-    sources: list[Any] = [*map(logging.getLogger, _TALKATIVE), exporter_dynamo.logger, utils.logger]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # torch.onnx prints each of its steps
-        stack.enter_context(warnings.catch_warnings())
-        # torch.export pickles its own deprecated class
-        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-        for source in sources:
-            source.addFilter(_is_error)
-            stack.callback(source.removeFilter, _is_error)
-        yield
-
-
-_TALKATIVE = (
-    "root",  # ONNX Runtime's quantizer: each tensor that stays as it is, advice to preprocess
-    "torch.onnx._internal.exporter._registration",  # operators of torchvision, which is not there
-)
-"""Beside the exporters' own loggers: advice for a faster export, and versions a little newer than the tested ones."""
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
 
 
 def _check_labels(model: PreTrainedModel, runtime: ExportedRuntime) -> None:
@@ -316,6 +294,7 @@ def _report(result: ExportResult, candidate: Candidate, max_drop: float) -> dict
         "format": result.format,
         "quantize": result.quantize,
         "settings": {"exporter": dict(candidate.settings), "int8": dict(candidate.int8)},
+        "in_float": result.in_float,
         "comparison": result.comparison.to_dict(),
         "limits": {"relative": TOLERANCE, "absolute": FLOOR} if candidate.exact else {"max_drop": max_drop},
         "measurement": result.measurement.to_dict() if result.measurement else None,

@@ -146,6 +146,7 @@ def export_finished(
 
 
 def _exported(trainer: Any, format: str, quantize: str, folder: str | Path | None, max_drop: float) -> "ExportResult":
+    from hf_efficient.conversion import CALIBRATION_EXAMPLES
     from hf_efficient.export import export
 
     dataset = trainer.eval_dataset
@@ -157,6 +158,7 @@ def _exported(trainer: Any, format: str, quantize: str, folder: str | Path | Non
         format=format,
         quantize=quantize,
         examples=trainer.examples(dataset, EXPORT_EXAMPLES),
+        calibration=trainer.examples(trainer.train_dataset, CALIBRATION_EXAMPLES) or None,
         collate=trainer.collate,
         metrics=_export_metrics(trainer),
         main_metric=None if best == "loss" else best,

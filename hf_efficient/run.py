@@ -30,6 +30,7 @@ from transformers import EvalPrediction, set_seed
 from hf_efficient import __version__
 from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.before_after import plain_metrics, training_figures
+from hf_efficient.candidates import require_choice
 from hf_efficient.card import write_card
 from hf_efficient.data import load
 from hf_efficient.errors import ConfigError, ExportError
@@ -46,7 +47,6 @@ from hf_efficient.phase import FINAL, save_final
 from hf_efficient.plan import Plan, build_optimizations
 from hf_efficient.recipe import STAGE_DEFAULTS, Recipe, training_values, with_stages
 from hf_efficient.report import Report
-from hf_efficient.runtimes import require
 from hf_efficient.settings import parse
 from hf_efficient.task import get_task
 from hf_efficient.teacher_cache import FOLDER as TEACHER_CACHE
@@ -173,7 +173,7 @@ class _Job(Outcome):
             plan = Plan(build_optimizations(stage.optimizations, f"{where}.optimizations"))
             plan.check(Context(args=job.arguments(name, Path("runs")), model=model, processor=processor))
         if recipe.export is not None:
-            require(recipe.export.format)
+            require_choice(recipe.export.format, recipe.export.quantize)
             pipeline_of(type(model).__name__)
         return job
 

@@ -8,15 +8,17 @@ from typing import Any
 from torch import nn
 
 from hf_efficient.candidates import CANDIDATES
+from hf_efficient.conversion import convert
 from hf_efficient.errors import ConfigError, unknown
-from hf_efficient.export import convert
 from hf_efficient.optimization import Served
 from hf_efficient.runtimes import load_runtime
 from hf_efficient.timing import TorchRuntime
 
 TORCH = "torch"
 KINDS = {TORCH: None} | {
-    format if quantize == "none" else f"{format}-{quantize}": (format, quantize) for format, quantize in CANDIDATES
+    format if quantize == "none" else f"{format}-{quantize}": (format, quantize)
+    for (format, quantize), candidate in CANDIDATES.items()
+    if not candidate.mixed  # which layers stay in float is a matter of accuracy, and only time is measured
 }
 """What can serve -> key in `CANDIDATES`: ``onnx-dynamic`` is format ``onnx``, quantize ``dynamic``."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hf_efficient.cli import main
-from tests.test_cli_compress import folder
+from tests.test_cli_compress import DATA, folder
 
 __all__ = ["folder"]  # the fixture: a folder with a model and data, and the process in it
 
@@ -28,8 +28,8 @@ def test_prints_and_writes_a_profile(folder: Path, capsys: pytest.CaptureFixture
 
 def test_a_folder_with_something_else_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("profile", "export"):
-        assert main([command, "run/final", "data.test=test.csv", "--to", "run"]) == 2
+        assert main([command, "run/final", *DATA[1:], "--to", "run"]) == 2
         assert "would be replaced" in capsys.readouterr().err
-    compressing = ["compress", "run/final", "data.train=train.csv", "--target-speedup", "2", "--to", "run/final"]
+    compressing = ["compress", "run/final", *DATA, "--target-speedup", "2", "--to", "run/final"]
     assert main(compressing) == 2
     assert (folder / "run" / "final" / "config.json").is_file()

@@ -84,6 +84,18 @@ def fewer_tokens(before: Any, after: Any) -> bool:
     return rows == [VOCABULARY, 32] and saved.vocab_size == 32
 
 
+def few_weights(before: Any, after: Any) -> bool:
+    """Groups of eight weights of every linear layer hold at most 15 values each, those of a plain training do not."""
+
+    def on_grid(model: Any) -> bool:
+        layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+        groups = torch.cat([layer.weight.detach().reshape(-1, 8) for layer in layers])
+        steps = groups / (groups.abs().amax(1, keepdim=True) / 7).clamp_min(1e-12)
+        return bool((steps - steps.round()).abs().max() < 1e-3)
+
+    return on_grid(after.model) and not on_grid(before.model)
+
+
 def computes_in_bf16(before: Any, after: Any) -> bool:
     kinds = [c.dtypes for c in after.callback_handler.callbacks if isinstance(c, OutputTypes)]
     return kinds == [{torch.bfloat16}]
@@ -167,6 +179,12 @@ ROWS = {
         tolerance={"rtol": 1e-3, "atol": 1e-4},  # one code of 256 may round the other way
     ),
     "precision": Row({"dtype": "bf16"}, {"dtype": "fp32"}, computes_in_bf16, tolerance={"rtol": 0.05, "atol": 0.02}),
+    "quantization": Row(
+        {"scheme": "int4", "group_size": 8, "start": 0.25},
+        {"start": 1.0},
+        few_weights,
+        tolerance={"rtol": 1e-3, "atol": 0.02},  # a weight near the middle of two grid points may go to either
+    ),
     "structured_pruning": Row(
         # A choice among layers or importances is close to a tie on so small a model: rounding would decide it
         {"keep_layers": [0, LAYERS - 1], "importance": "obs", "keep_heads": 0.5, "keep_ffn": 0.5},

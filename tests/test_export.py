@@ -17,7 +17,7 @@ from transformers.exporters import ExportedModel
 
 from hf_efficient import ConfigError, ExportError, MissingDependencyError
 from hf_efficient.candidates import CANDIDATES, Candidate
-from hf_efficient.export import ExportResult, export, verify
+from hf_efficient.export import REPORT, ExportResult, export, verify
 from tests.exports import CASES, accuracy, make_export, pad, text, text_examples
 from tests.test_measure import short_and_undisturbed  # noqa: F401  (a fixture)
 
@@ -101,7 +101,7 @@ class Tampered(Candidate):
         super().__init__("onnx", quantizer=quantizer)
         object.__setattr__(self, "change", lambda: changed(folder, change))
 
-    def convert(self, model: Any, inputs: Any, calibration: Any = ()) -> Any:
+    def convert(self, model: Any, inputs: Any, calibration: Any = (), in_float: Any = ()) -> Any:
         return self.change()  # type: ignore[attr-defined]
 
 
@@ -157,10 +157,10 @@ class TestRefused:
         tampered = Tampered(exports("text").folder, swap_classes, "onnx-dynamic")
         monkeypatch.setitem(CANDIDATES, ("onnx", "dynamic"), tampered)
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "older").write_text("export")
+        (tmp_path / "out" / REPORT).write_text("an older export")
         with pytest.raises(ExportError, match=r"drop of accuracy is 1\.0000, allowed is 0\.01"):
             make_export(tmp_path / "out", quantize="dynamic", metrics=accuracy)
-        assert [path.name for path in tmp_path.rglob("*")] == ["out", "older"]
+        assert [path.name for path in tmp_path.rglob("*")] == ["out", REPORT]
 
     def test_not_convertible(self, exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(exported: Any) -> None:
@@ -176,7 +176,7 @@ class TestRefused:
         [
             ({"format": "onxx"}, "did you mean 'onnx'"),
             ({"quantize": "dynamik"}, "did you mean 'dynamic'"),
-            ({"format": "openvino", "quantize": "dynamic"}, "Allowed: none"),
+            ({"format": "openvino", "quantize": "dynamic"}, "Allowed: auto, mixed, none"),
             ({"max_drop": -1}, "max_drop"),
             ({"examples": []}, "real examples"),
         ],

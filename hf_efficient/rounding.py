@@ -1,0 +1,130 @@
+"""A model that computes with rounded numbers while it trains: hooks that leave its parameters and names as they are."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_efficient.functional.fake_quant import (
+    fake_quantize_dynamic,
+    fake_quantize_range,
+    fake_quantize_weight,
+    fixed_point,
+)
+
+MOMENTUM = 0.9
+"""How much of a stored range stays when a new batch is seen."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is rounded, and how.
+
+    Attributes:
+        weights: ``channel``, ``tensor`` or ``group`` for integers with such scales, ``step`` for multiples of a step.
+        inputs: of linear layers: ``dynamic`` in the range of each batch, ``static`` in a running one, ``step``, or
+            empty: as they are.
+        bits: of weights with scales; inputs always have 8.
+        group, step: see `functional.fake_quant`.
+        embeddings: whether their tables are rounded too.
+    """
+
+    weights: str
+    inputs: str = ""
+    bits: int = 8
+    group: int = 32
+    step: float = 2**-15
+    embeddings: bool = True
+
+    def rounded(self, parameter: torch.Tensor) -> torch.Tensor:
+        if self.weights == "step":
+            return fixed_point(parameter, self.step)
+        return fake_quantize_weight(parameter, self.bits, self.weights, self.group)
+
+    def concerns(self, module: nn.Module, name: str) -> bool:
+        """Whether the parameter ``name`` of ``module`` is rounded: with a step all are, with scales the matrices."""
+        if self.weights == "step":
+            return self.embeddings or not isinstance(module, nn.Embedding)
+        kinds = (nn.Linear, nn.Embedding) if self.embeddings else (nn.Linear,)
+        return name == "weight" and isinstance(module, kinds)
+
+
+@dataclass
+class Rounding:
+    """A scheme at work on a model.
+
+    Attributes:
+        ranges: path of a layer -> least and greatest input so far, shape (2,); for static inputs.
+    """
+
+    scheme: Scheme
+    ranges: dict[str, torch.Tensor] = field(default_factory=dict)
+    _handles: list[Any] = field(default_factory=list)
+    _kept: dict[nn.Module, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._handles)
+
+    def attach(self, model: nn.Module) -> int:
+        """Round in every forward pass from now on; returns how many modules do."""
+        found = dict(self._modules(model))
+        for path, module in found.items():
+            self._handles.append(module.register_forward_pre_hook(self._before(path)))
+            self._handles.append(module.register_forward_hook(self._after, always_call=True))
+        return len(found)
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @torch.no_grad()
+    def fold(self, model: nn.Module) -> None:
+        """Round the parameters themselves, for good."""
+        seen = set()
+        for _, module in self._modules(model):
+            for _, parameter in self._parameters(module):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    parameter.copy_(self.scheme.rounded(parameter))
+
+    def _modules(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        for path, module in model.named_modules():
+            if any(True for _ in self._parameters(module)):
+                yield path, module
+
+    def _parameters(self, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_floating_point() and self.scheme.concerns(module, name):
+                yield name, parameter
+
+    def _before(self, path: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> Any:
+            kept = dict(self._parameters(module))
+            self._kept[module] = kept
+            for name, parameter in kept.items():
+                # As `functional_call` does it: the forward pass sees a rounded tensor, gradients reach the parameter
+                module._parameters[name] = self.scheme.rounded(parameter)  # type: ignore[assignment]
+            if self.scheme.inputs and isinstance(module, nn.Linear) and args:
+                return (self._input(path, module, args[0]), *args[1:])
+            return None
+
+        return hook
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        module._parameters.update(self._kept.pop(module, {}))
+
+    def _input(self, path: str, module: nn.Module, values: torch.Tensor) -> torch.Tensor:
+        if self.scheme.inputs == "step":
+            return fixed_point(values, self.scheme.step)
+        if self.scheme.inputs == "dynamic":
+            return fake_quantize_dynamic(values)
+        if module.training or path not in self.ranges:
+            found = values.detach()
+            now = torch.stack([found.min(), found.max()]).float()
+            before = self.ranges.get(path)
+            self.ranges[path] = now if before is None else MOMENTUM * before.to(now) + (1 - MOMENTUM) * now
+        return fake_quantize_range(values, *self.ranges[path])

@@ -1,0 +1,77 @@
+"""Quantization-aware training as users set it up; what every optimization does is in `tests/test_contract.py`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments
+from hf_efficient.candidates import CANDIDATES
+from hf_efficient.functional.fake_quant import fake_quantize_weight, fixed_point
+from hf_efficient.optimizations.quantization import TARGETS, Quantization
+from tests.test_parity import build
+
+
+def trained(folder: Path, **settings: Any) -> Any:
+    trainer = build(EfficientTrainer, EfficientTrainingArguments, folder, optimizations={"quantization": settings})
+    trainer.train()
+    return trainer
+
+
+def linear(trainer: Any) -> torch.Tensor:
+    return trainer.model.bert.encoder.layer[0].intermediate.dense.weight.detach()
+
+
+def test_targets_are_ways_to_export() -> None:
+    assert set(TARGETS) - {"weights"} <= {"-".join(key) for key in CANDIDATES}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_weights_end_on_the_grid_of_the_target(target: str, tmp_path: Path) -> None:
+    trainer = trained(tmp_path, target=target)
+    weight = linear(trainer)
+    assert torch.allclose(fake_quantize_weight(weight, per=TARGETS[target].weights), weight, atol=1e-7)
+    assert not any(module._forward_pre_hooks for module in trainer.model.modules())
+    described = trainer.optimizations[0].describe()
+    assert described["target"] == target
+    assert described["from_step"] == trainer.state.max_steps / 2
+    assert described["rounded_modules"] > 10
+
+
+def test_fixed_point(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, scheme="fixed_point", step=2**-8, computations=True, start=0)
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, fixed_point(parameter, 2**-8)), name
+
+
+def test_training_makes_up_for_rounding(tmp_path: Path) -> None:
+    """With four-bit weights, learning on after rounding began ends in a lower loss than rounding at the end."""
+    losses = []
+    for name, start in (("with", 0.5), ("without", 0.99)):
+        trainer = build(
+            EfficientTrainer,
+            EfficientTrainingArguments,
+            tmp_path / name,
+            optimizations={"quantization": {"scheme": "int4", "group_size": 16, "start": start}},
+            num_train_epochs=10,
+        )
+        trainer.train()
+        losses.append(trainer.evaluate()["eval_loss"])
+    assert losses[0] < losses[1]
+
+
+BAD = {
+    "start": ({"start": 1.5}, "start must be from 0 to 1"),
+    "target": ({"target": "onnx"}, "target"),
+    "group_size": ({"scheme": "int4", "group_size": 1}, "group_size must be at least 2"),
+    "step": ({"scheme": "fixed_point", "step": 0.0}, "step must be greater than 0"),
+    "computations": ({"computations": True}, "goes with scheme: fixed_point"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings(case: str) -> None:
+    settings, message = BAD[case]
+    with pytest.raises(ConfigError, match=message):
+        Quantization(**settings)
