@@ -86,7 +86,7 @@ def test_choices() -> None:
 
 
 def outlier() -> Any:
-    """The text model with one layer that decides and that static int8 ruins: a great value, not used, shares its range."""
+    """The text model with one decisive layer that static int8 ruins: a great value, not used, shares its range."""
     model: Any = text()
     with torch.no_grad():
         layer = model.bert.encoder.layer[1]
