@@ -98,7 +98,8 @@ def _onnx_dynamic(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_flo
 def _onnx_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights) -> Any:
     from transformers import exporters
 
-    return onnx_quantizer(exporters.OnnxRuntimeStaticConfig(**int8), [dict(b) for b in calibration], in_float)
+    config = exporters.OnnxRuntimeStaticConfig(**int8)
+    return onnx_quantizer(config, [dict(b) for b in calibration], in_float, weights_only=int8 is _MATMUL)
 
 
 def _openvino_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights) -> Any:
@@ -110,8 +111,13 @@ def _openvino_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_
 
 _QUANTIZERS = {"onnx-dynamic": _onnx_dynamic, "onnx-static": _onnx_static, "openvino-static": _openvino_static}
 
-_MATMUL = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
-"""Only what takes most of the time: int8 sums, norms and softmaxes are where ONNX Runtime's static models go wrong."""
+_MATMUL = {
+    "op_types_to_quantize": ["MatMul", "Gemm"],
+    "per_channel": True,
+    "extra_options": {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+}
+"""Only products with weights, and their inputs: they take most of the time, and int8 sums, norms, softmaxes and masks
+are where ONNX Runtime's static models go wrong."""
 
 CANDIDATES: dict[tuple[str, str], Candidate] = {
     ("onnx", "none"): Candidate("onnx", {"ort_fusions": "cpu"}),

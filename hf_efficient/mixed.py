@@ -11,13 +11,19 @@ if TYPE_CHECKING:
     import openvino
 
 
-def onnx_quantizer(config: Any, calibration: Any, weights: Sequence[np.ndarray]) -> Any:
-    """`OnnxRuntimeQuantizer` that leaves the multiplications by ``weights`` as they are."""
+def onnx_quantizer(config: Any, calibration: Any, weights: Sequence[np.ndarray], weights_only: bool = False) -> Any:
+    """`OnnxRuntimeQuantizer` that leaves the multiplications by ``weights`` as they are.
+
+    Args:
+        weights_only: leave products of two activations, as in attention, and residual connections as they are too.
+    """
     from transformers.exporters import OnnxRuntimeQuantizer
 
     class Quantizer(OnnxRuntimeQuantizer):
         def quantize(self, model: "onnx_ir.Model", *args: Any, **kwargs: Any) -> Any:
-            names = list(_onnx_nodes(model, weights))
+            names = list(_onnx_nodes(model, weights, weights_only))
+            if weights_only:
+                _read_apart(model, names)
             self.config = dataclasses.replace(self.config, nodes_to_exclude=names)
             return super().quantize(model, *args, **kwargs)
 
@@ -38,12 +44,28 @@ def openvino_quantizer(config: Any, calibration: Any, weights: Sequence[np.ndarr
     return Quantizer(config, calibration)
 
 
-def _onnx_nodes(model: "onnx_ir.Model", weights: Sequence[np.ndarray]) -> Iterator[str]:
+def _onnx_nodes(model: "onnx_ir.Model", weights: Sequence[np.ndarray], weights_only: bool) -> Iterator[str]:
     for node in model.graph:
         if node.op_type in ("MatMul", "Gemm"):
-            constants = [given.const_value for given in node.inputs if given is not None]
-            if any(_is_one_of(constant.numpy(), weights) for constant in constants if constant is not None):
+            values = [given.const_value for given in node.inputs if given is not None]
+            constants = [value.numpy() for value in values if value is not None]
+            if (weights_only and not constants) or any(_is_one_of(constant, weights) for constant in constants):
                 yield str(node.name)
+
+
+def _read_apart(model: "onnx_ir.Model", in_float: Sequence[str]) -> None:
+    """Give multiplications an input of their own: what the quantizer rounds, it rounds for all that read it."""
+    import onnx_ir
+
+    own: dict[Any, Any] = {}
+    for node in [node for node in model.graph if node.op_type in ("MatMul", "Gemm") and node.name not in in_float]:
+        read = node.inputs[0]
+        if read not in own:
+            copied = onnx_ir.Node("", "Identity", [read], name=f"{node.name}_input")
+            own[read] = copied.outputs[0]
+            own[read].name, own[read].type, own[read].shape = f"{node.name}_input", read.type, read.shape
+            model.graph.insert_before(node, copied)
+        node.replace_input_with(0, own[read])
 
 
 def _openvino_nodes(model: "openvino.Model", weights: Sequence[np.ndarray]) -> Iterator[str]:

@@ -28,7 +28,8 @@ class Scheme:
             empty: as they are.
         bits: of weights with scales; inputs always have 8.
         group, step: see `functional.fake_quant`.
-        embeddings: whether their tables are rounded too.
+        embeddings: their tables too: ``weights`` like the weights, ``table`` to 8 bits in the range that the table has;
+            or empty: as they are.
     """
 
     weights: str
@@ -36,9 +37,11 @@ class Scheme:
     bits: int = 8
     group: int = 32
     step: float = 2**-15
-    embeddings: bool = True
+    embeddings: str = "weights"
 
-    def rounded(self, parameter: torch.Tensor) -> torch.Tensor:
+    def rounded(self, module: nn.Module, parameter: torch.Tensor) -> torch.Tensor:
+        if isinstance(module, nn.Embedding) and self.embeddings == "table":
+            return fake_quantize_dynamic(parameter)
         if self.weights == "step":
             return fixed_point(parameter, self.step)
         return fake_quantize_weight(parameter, self.bits, self.weights, self.group)
@@ -46,7 +49,7 @@ class Scheme:
     def concerns(self, module: nn.Module, name: str) -> bool:
         """Whether the parameter ``name`` of ``module`` is rounded: with a step all are, with scales the matrices."""
         if self.weights == "step":
-            return self.embeddings or not isinstance(module, nn.Embedding)
+            return bool(self.embeddings) or not isinstance(module, nn.Embedding)
         kinds = (nn.Linear, nn.Embedding) if self.embeddings else (nn.Linear,)
         return name == "weight" and isinstance(module, kinds)
 
@@ -89,7 +92,7 @@ class Rounding:
             for _, parameter in self._parameters(module):
                 if id(parameter) not in seen:
                     seen.add(id(parameter))
-                    parameter.copy_(self.scheme.rounded(parameter))
+                    parameter.copy_(self.scheme.rounded(module, parameter))
 
     def _modules(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for path, module in model.named_modules():
@@ -107,7 +110,7 @@ class Rounding:
             self._kept[module] = kept
             for name, parameter in kept.items():
                 # As `functional_call` does it: the forward pass sees a rounded tensor, gradients reach the parameter
-                module._parameters[name] = self.scheme.rounded(parameter)  # type: ignore[assignment]
+                module._parameters[name] = self.scheme.rounded(module, parameter)  # type: ignore[assignment]
             if self.scheme.inputs and isinstance(module, nn.Linear) and args:
                 return (self._input(path, module, args[0]), *args[1:])
             return None

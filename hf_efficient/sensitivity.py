@@ -28,7 +28,7 @@ def sensitivities(model: "PreTrainedModel", batches: Batches) -> dict[str, float
     """
     layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     with evaluating(model), torch.no_grad():
-        with _watching(layers) as ranges:
+        with watching(layers) as ranges:
             reference = _logits(model, batches)
         spread = reference.var().clamp_min(1e-12)
         found = {}
@@ -49,8 +49,8 @@ def _logits(model: nn.Module, batches: Batches) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _watching(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, tuple[float, float]]]:
-    """Least and greatest input of each layer that is called."""
+def watching(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, tuple[float, float]]]:
+    """Path -> least and greatest input, zero between them, of each of ``layers`` (path -> layer) that is called."""
     ranges: dict[str, tuple[float, float]] = {}
 
     def note(path: str) -> Any:

@@ -95,10 +95,17 @@ def outlier() -> Any:
     return balanced(model, CASES["text"].examples())
 
 
+def clear(model: Any, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The half of ``examples`` on which rounding of other layers does not decide."""
+    with torch.no_grad():
+        margins = torch.cat([model(**pad([example])).logits.diff().abs()[0] for example in examples])
+    return [example for example, margin in zip(examples, margins, strict=True) if margin > margins.median()]
+
+
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_mixed_leaves_the_ruined_layer_in_float(format: str, tmp_path: Path) -> None:
     model = outlier()
-    examples = labelled(model, CASES["text"].examples(), pad)
+    examples = clear(model, labelled(model, CASES["text"].examples(), pad))
     given = {"examples": examples, "collate": pad, "metrics": accuracy, "seconds": 0, "max_drop": 0.05}
     with pytest.raises(ExportError, match="quantizing costs too much"):
         export(model, tmp_path / "static", format=format, quantize="static", **given)

@@ -16,10 +16,10 @@ Target = Literal[
     "onnx-dynamic", "onnx-dynamic-per-channel", "onnx-static", "onnx-static-matmul", "openvino-static", "weights"
 ]
 TARGETS: dict[str, Scheme] = {
-    "onnx-dynamic": Scheme("tensor", "dynamic"),
-    "onnx-dynamic-per-channel": Scheme("channel", "dynamic"),
-    "onnx-static": Scheme("channel", "static"),
-    "onnx-static-matmul": Scheme("channel", "static", embeddings=False),
+    "onnx-dynamic": Scheme("tensor", "dynamic", embeddings="table"),
+    "onnx-dynamic-per-channel": Scheme("channel", "dynamic", embeddings="table"),
+    "onnx-static": Scheme("channel", "static", embeddings="table"),
+    "onnx-static-matmul": Scheme("channel", "static", embeddings=""),
     "openvino-static": Scheme("channel", "static"),
     "weights": Scheme("channel"),
 }
@@ -77,12 +77,12 @@ class Quantization(Optimization):
     @property
     def _scheme(self) -> Scheme:
         if self.scheme == "int4":
-            return Scheme("group", bits=4, group=self.group_size, embeddings=self.embeddings)
-        if self.scheme == "fixed_point":
-            inputs = "step" if self.computations else ""
-            return Scheme("step", inputs, step=self.step, embeddings=self.embeddings)
-        made = TARGETS[self.target]
-        return replace(made, embeddings=made.embeddings and self.embeddings)
+            made = Scheme("group", bits=4, group=self.group_size)
+        elif self.scheme == "fixed_point":
+            made = Scheme("step", "step" if self.computations else "", step=self.step)
+        else:
+            made = TARGETS[self.target]
+        return made if self.embeddings else replace(made, embeddings="")
 
     def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
         if self.start == 1:
