@@ -9,7 +9,6 @@ bank's questions from medical ones (MedQuAD), which no class fits, and its calib
 """
 
 import copy
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +21,15 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.banking77 import accuracy, banking77, encoded_test, folder_of_data, trainer
+from benchmarks.comparison import PEERS, best_of, in_turns, int8_exports
 from benchmarks.harness import Bench, main
 from hf_efficient import blocks, candidates, export, measure, serving
-from hf_efficient.cutting import costs, error_table, importance, observation, search, shape, target
+from hf_efficient.cutting import costs, error_table, importance, observation, search, shape, target, trial
 from hf_efficient.files import atomic_folder
 from hf_efficient.functional import allocation, distill, structured, vocabulary
 from hf_efficient.functional.confidence import probabilities
 from hf_efficient.guard import predictions
 from hf_efficient.measure import TorchRuntime, bytes_on_disk
-from hf_efficient.measure import measure as timed
 from hf_efficient.optimizations import distillation, structured_pruning, vocabulary_trimming
 from hf_efficient.plan import Plan
 from hf_efficient.runtimes import load_runtime
@@ -38,7 +37,6 @@ from hf_efficient.runtimes import load_runtime
 SPEEDUP = 4.8
 """Of the cut model over the uncut one, both in `RUNTIME`."""
 RUNTIME, FORMAT, QUANTIZE = "openvino-static", "openvino", "static"
-PEERS = (("onnx", "dynamic"), ("onnx", "static"), ("openvino", "static"))
 CURVE = (1.5, 2.25, 3.0, 6.0, 8.0)
 """Further targets, for the curve of accuracy kept; one seed, some six minutes each."""
 SEEDS = (0, 1, 2)
@@ -169,29 +167,22 @@ def compared(bench: Bench, seed: int, speedup: float, peers: Sequence[tuple[str,
     test, train = data["test"].shuffle(seed=1), data["train"].shuffle(seed=0).select(range(300))
     source = AutoModelForSequenceClassification.from_pretrained(folder_of(bench, f"finetuned-{seed}")).eval()
     with TemporaryDirectory() as folder:
-        runtimes: dict[str, Any] = {"eager": TorchRuntime(source)}
-        drops = {}
-        for format, quantize in peers:
-            peer = export.export(
-                source,
-                Path(folder) / f"{format}-{quantize}",
-                format=format,
-                quantize=quantize,
-                examples=test.select(range(100 if bench.quick else 500)),
-                calibration=list(train),
-                collate=task.collator(),
-                metrics=task.compute_metrics,
-                max_drop=1,
-                seconds=0,
-            )
-            runtimes[f"{format}-{quantize}"] = peer.runtime()
-            drops[f"{format}-{quantize}"] = peer.comparison.drop or 0.0
+        exports, drops = int8_exports(
+            *(source, folder, peers),
+            examples=test.select(range(100 if bench.quick else 500)),
+            calibration=list(train),
+            collate=task.collator(),
+            metrics=task.compute_metrics,
+        )
         ours = folder_of(bench, f"compressed-{seed}-{speedup:g}")
-        runtimes["ours"] = load_runtime(ours)
-        speeds = in_turns(bench, runtimes, AutoTokenizer.from_pretrained(ours))
-    good = [name for name, drop in drops.items() if drop <= 0.01] or list(drops)
-    best = max(good, key=lambda name: speeds[name]["throughput"], default=None)
-    return {"speeds": speeds, "drops": drops, "best": best}
+        own = encoded_test(AutoTokenizer.from_pretrained(ours)).shuffle(seed=1)
+        speeds = in_turns(
+            bench,
+            {"eager": TorchRuntime(source), **exports, "ours": load_runtime(ours)},
+            {"": list(test.select(range(TIMED_EXAMPLES))), "ours": list(own.select(range(TIMED_EXAMPLES)))},
+            task.collator(),
+        )
+    return {"speeds": speeds, "drops": drops, "best": best_of(drops, speeds)}
 
 
 def confidence(bench: Bench, seed: int, speedup: float) -> dict[str, Any]:
@@ -222,34 +213,24 @@ def confidence(bench: Bench, seed: int, speedup: float) -> dict[str, Any]:
     return {**found, "drops": {name: lost[name] for name in sorted(lost, key=lambda name: -lost[name])[:5]}}
 
 
-def in_turns(bench: Bench, runtimes: dict[str, Any], tokenizer: Any) -> dict[str, dict[str, float]]:
-    """Medians over turns of each runtime's figures; ours gets the same sentences as its own tokenizer encodes them."""
-    turns, seconds = (1, 0.2) if bench.quick else (3, 1.0)
-    task, data = banking77()
-    whole, own = (
-        list(each.shuffle(seed=1).select(range(TIMED_EXAMPLES))) for each in (data["test"], encoded_test(tokenizer))
-    )
-    found: dict[str, list[Any]] = {name: [] for name in runtimes}
-    for _ in range(turns):
-        for name, runtime in runtimes.items():
-            examples = own if name == "ours" else whole
-            found[name].append(timed(runtime, examples, task.collator(), repeats=1, seconds=seconds))
-    return {
-        name: {
-            "throughput": statistics.median(each.throughput for each in timings),
-            "latency_ms": statistics.median(each.latency_ms["p50"] for each in timings),
-        }
-        for name, timings in found.items()
-    }
-
-
 def rows(bench: Bench) -> int | None:
     return 200 if bench.quick else None
 
 
 DEPENDS = (
     *(allocation, blocks, candidates, costs, distill, distillation, error_table, export, importance, measure),
-    *(observation, search, serving, shape, structured, structured_pruning, target, vocabulary, vocabulary_trimming),
+    *(
+        observation,
+        search,
+        serving,
+        shape,
+        structured,
+        structured_pruning,
+        target,
+        trial,
+        vocabulary,
+        vocabulary_trimming,
+    ),
 )
 
 if __name__ == "__main__":

@@ -86,6 +86,8 @@ class Context:
     folder: Path = field(default_factory=Path)
     """Output folder of the phase."""
     resuming: bool = False
+    steps: int = 0
+    """About how many optimizer steps the training takes; 0 where none follows."""
     calibration: "Callable[[int], Sequence[Mapping[str, torch.Tensor]]]" = lambda batches: ()
     """``calibration(n)``: up to n batches drawn by the seed from the training data, labels included, on the device."""
     processor: Any = None

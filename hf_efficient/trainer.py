@@ -171,11 +171,18 @@ class EfficientMixin(BatchMixin, _Base):
             model=self.model,
             folder=Path(folder or str(self.args.output_dir)),
             resuming=resuming,
+            steps=self._steps(),
             calibration=self._calibration_batches,
             serving=self._serving,
             processor=processor_of(self),
             evaluation=next(iter(evaluation.values()), None) if isinstance(evaluation, dict) else evaluation,
         )
+
+    def _steps(self) -> int:
+        if self.args.max_steps > 0 or not has_length(self.train_dataset):
+            return max(0, self.args.max_steps)
+        batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return int(len(self.train_dataset) / batch * self.args.num_train_epochs)  # type: ignore[arg-type]
 
     def _serving(self, model: nn.Module, kind: str) -> "AbstractContextManager[Served]":
         from hf_efficient.serving import serving

@@ -32,12 +32,16 @@ def logits_on(model: "PreTrainedModel", batches: Batches) -> list[torch.Tensor]:
     found = []
     with evaluating(model):
         for batch in batches:
-            logits = model(**batch).logits.float()
-            labels = batch.get("labels")
-            if labels is not None and logits.dim() > 2 and labels.shape == logits.shape[:-1]:
-                logits = logits[labels != -100]
-            found.append(logits.flatten(0, -2))
+            found.append(rows_that_count(model(**batch).logits, batch))
     return found
+
+
+def rows_that_count(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """``logits`` (..., classes) in fp32 as (rows, classes), without tokens that have no label."""
+    labels = batch.get("labels")
+    if labels is not None and logits.dim() > 2 and labels.shape == logits.shape[:-1]:
+        logits = logits[labels != -100]
+    return logits.float().flatten(0, -2)
 
 
 def divergence(model: "PreTrainedModel", batches: Batches, reference: Sequence[torch.Tensor]) -> float:
@@ -76,7 +80,7 @@ class _Watch:
             module = layer.get_submodule(sublayer.stream)
             self.handles.append(module.register_forward_pre_hook(lambda _, args: seen(self.x, self.y, args[0])))
         else:
-            self.handles.append(layer.register_forward_hook(lambda _, args, out: seen(self.x, self.y, _first(out))))
+            self.handles.append(layer.register_forward_hook(lambda _, args, out: seen(self.x, self.y, first(out))))
 
     def _projection(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
         self.x, self.y = args[0], output
@@ -86,7 +90,7 @@ class _Watch:
             handle.remove()
 
 
-def _first(output: Any) -> torch.Tensor:
+def first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -99,7 +103,7 @@ def _watching(watches: Sequence[_Watch]) -> Iterator[None]:
             watch.remove()
 
 
-def _counted(batch: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+def counted(batch: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
     """``hidden`` (batch, length, width) as rows of real tokens; of padded ones only where the lengths agree."""
     mask = batch.get("attention_mask")
     if mask is not None and mask.shape == hidden.shape[:2]:
@@ -119,7 +123,7 @@ def moments(model: "PreTrainedModel", batches: Batches) -> dict[Key, Moments]:
         made = found[key_of(stack, index, sublayer)] = _moments_of(output)
 
         def seen(x: torch.Tensor, y: torch.Tensor, stream: torch.Tensor, made: Moments = made) -> None:
-            made.add(_counted(current, x), _counted(current, y))
+            made.add(counted(current, x), counted(current, y))
 
         watches.append(_Watch(layer, sublayer, seen))
     with _watching(watches), evaluating(model):
@@ -142,7 +146,7 @@ def streams(model: "PreTrainedModel", batches: Batches) -> dict[Key, list[torch.
         kept = found[key_of(stack, index, sublayer)] = []
 
         def seen(x: Any, y: Any, stream: torch.Tensor, kept: list[torch.Tensor] = kept) -> None:
-            kept.append(_counted(current, stream).float().clone())
+            kept.append(counted(current, stream).float().clone())
 
         watches.append(_Watch(layers_of(model, stack)[index], sublayer, seen))
     used = 0
@@ -176,7 +180,7 @@ def moments_towards(
 
     def seen(x: torch.Tensor, y: torch.Tensor, stream: torch.Tensor) -> None:
         batch, target = next(current)
-        x, y, stream = (_counted(batch, value).float() for value in (x, y, stream))
+        x, y, stream = (counted(batch, value).float() for value in (x, y, stream))
         made.add(x, y + target - stream)
         raise _EnoughError
 

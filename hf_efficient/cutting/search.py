@@ -1,8 +1,8 @@
 """Which shape keeps most of a model within a budget."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from hf_efficient.cutting.error_table import drop_order, error_table
 from hf_efficient.cutting.importance import IMPORTANCES, removal_orders
 from hf_efficient.cutting.observation import Batches, Key, divergence, logits_on, moments, streams
 from hf_efficient.cutting.shape import Shape, cut, cut_copy, repair
+from hf_efficient.cutting.trial import SHARE, Taught, Trial, halving, rungs
 from hf_efficient.functional.allocation import allocate
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ CANDIDATES = 6
 TABLE_BATCHES = 3
 """Batches on which single cuts are judged; whole shapes are judged on all that are kept for it."""
 
+_TOLD = ("importance", "divergence", "after_trial")
+
 
 @dataclass
 class Found:
@@ -34,13 +37,15 @@ class Found:
     Attributes:
         importance: of `IMPORTANCES`, by which its units were chosen.
         divergence: from the uncut model after repair, see `observation.divergence`.
-        tried: each shape that was compared: layers, importance, divergence.
+        after_trial: the same after the last `Trial` that it was in; None where there was none.
+        tried: each shape that was compared: layers, importance, divergence, and the latter after its trial.
     """
 
     shape: Shape
     importance: str
     divergence: float
-    tried: list[dict[str, Any]]
+    after_trial: float | None = None
+    tried: list[dict[str, Any]] = field(default_factory=list)
 
     def told(self) -> dict[str, Any]:
         return {"importance": self.importance, "divergence": self.divergence, "tried": self.tried}
@@ -53,6 +58,8 @@ class Search:
         batches: labels included; every fourth is kept from the fits and judges the results.
         importance: one of `IMPORTANCES`, or "auto" to compare them.
         repairing: whether cuts will be repaired.
+        steps: of the training to come; a tenth of them goes into trials of the shapes in question. 0: none comes.
+        rate: its learning rate.
     """
 
     def __init__(
@@ -61,8 +68,11 @@ class Search:
         batches: Batches,
         importance: str = "obs",
         repairing: bool = True,
+        steps: int = 0,
+        rate: float = 1e-4,
     ):
         self.model, self.repairing = model, repairing
+        self.steps, self.rate = int(SHARE * steps), rate
         every = min(HELD_OUT, len(batches))
         self.judging = batches[every - 1 :: every]
         self.fitting = [batch for index, batch in enumerate(batches) if (index + 1) % every] or batches
@@ -101,33 +111,49 @@ class Search:
             uniform: one feed-forward width for all layers, and all heads.
             layers: those that stay; None tries several depths.
         """
-        tried = []
-        for kept in self._depths() if layers is None else (layers,):
+        shapes = []
+        for kept in self._depths() if layers is None else [layers]:
             widths = self._uniform(kept, costs, budget) if uniform else self._widths(kept, costs, budget)
             if widths is not None:
-                tried.append(self.judged(kept, widths, self.kinds[0]))
-        if not tried:
+                shapes.append(self.shape(kept, widths, self.kinds[0]))
+        if not shapes:
             return None
-        best = min(tried, key=lambda found: found.divergence)
-        return self._compared(tried, best.shape.layers, self._counts(best.shape))
+        best, *others = self._ranked(shapes, self.kinds[0])
+        return self._compared(best, others, best.shape.layers, self._counts(best.shape))
 
     def best_of(self, layers: dict[str, list[int]], widths: Mapping[Key, int]) -> Found:
         """The shape with these layers and widths, its units chosen by whichever importance diverges least."""
-        return self._compared([self.judged(layers, widths, self.kinds[0])], layers, widths)
+        return self._compared(self.judged(layers, widths, self.kinds[0]), [], layers, widths)
 
-    def _compared(self, tried: list[Found], layers: dict[str, list[int]], widths: Mapping[Key, int]) -> Found:
-        if widths:
-            tried += [self.judged(layers, widths, kind) for kind in self.kinds[1:]]
-        chosen = min(tried, key=lambda found: found.divergence)
+    def _compared(
+        self, best: Found, others: list[Found], layers: dict[str, list[int]], widths: Mapping[Key, int]
+    ) -> Found:
+        """``best``, or the same with the units that another importance chooses."""
+        alike = [best, *(self.judged(layers, widths, kind) for kind in self.kinds[1:] if widths)]
+        chosen = min(alike, key=lambda found: found.divergence)
         chosen.tried = [
-            {
-                "layers": {path: len(kept) for path, kept in found.shape.layers.items()},
-                "importance": found.importance,
-                "divergence": found.divergence,
-            }
-            for found in tried
+            {"layers": found.shape.layers, **{name: getattr(found, name) for name in _TOLD}}
+            for found in (*others, *alike)
         ]
         return chosen
+
+    def _ranked(self, shapes: Sequence[Shape], importance: str) -> list[Found]:
+        """``shapes`` cut, repaired and compared, the best first; where training follows, after trials of it."""
+        trying = bool(rungs(len(shapes), self.steps))
+        taught = Taught(self.model, self.fitting if trying else [])
+        found, trials = [], []
+        for shape in shapes:
+            made = self._made(shape)
+            found.append(Found(shape, importance, divergence(made, self.judging, self.reference)))
+            if trying:
+                trials.append(Trial(made, taught, self.rate))
+        ranking = sorted(range(len(found)), key=lambda index: found[index].divergence)
+        for judged in halving(trials, self.steps, lambda model: divergence(model, self.judging, self.reference)):
+            for index, after in judged:
+                found[index].after_trial = after
+            going = [index for index, _ in judged]
+            ranking = [*going, *(index for index in ranking if index not in going)]
+        return [found[index] for index in ranking]
 
     def judged(self, layers: dict[str, list[int]], widths: Mapping[Key, int], importance: str) -> Found:
         """The shape with these layers and units, cut, repaired and compared.
@@ -136,10 +162,13 @@ class Search:
             widths: units of each sublayer, by its layer's index in the uncut model.
         """
         shape = self.shape(layers, widths, importance)
-        copy = cut_copy(self.model, shape)
+        return Found(shape, importance, divergence(self._made(shape), self.judging, self.reference))
+
+    def _made(self, shape: Shape) -> "PreTrainedModel":
+        made = cut_copy(self.model, shape)
         if self.repairing:
-            repair(copy, shape, self.fitting, self.wanted)
-        return Found(shape, importance, divergence(copy, self.judging, self.reference), [])
+            repair(made, shape, self.fitting, self.wanted)
+        return made
 
     def shape(self, layers: dict[str, list[int]], widths: Mapping[Key, int], importance: str) -> Shape:
         units: dict[str, dict[str, list[list[int]]]] = {}
@@ -172,16 +201,23 @@ class Search:
             for stack in layer_stacks(self.model)
         }
 
-    def _depths(self) -> Iterator[dict[str, list[int]]]:
-        """Layers that stay, from all to one, in at most `CANDIDATES` steps; stacks shrink together."""
+    def _depths(self) -> list[dict[str, list[int]]]:
+        """Layers that stay, from all to one, in at most `CANDIDATES` steps; stacks shrink together.
+
+        Of each depth those that are missed most when layers go one by one; and, where trials can compare them, evenly
+        spread ones: which layers cannot be missed now says little about which are the best to train on from.
+        """
         totals = {stack.path: len(layers_of(self.model, stack)) for stack in layer_stacks(self.model)}
         deepest = max(totals.values())
         steps = sorted({round(step) for step in torch.linspace(1, deepest, min(CANDIDATES, deepest)).tolist()})
-        for depth in reversed(steps):
-            yield {
-                path: self._remaining(path, total, max(1, round(total * depth / deepest)))
-                for path, total in totals.items()
-            }
+        counts = [
+            {path: max(1, round(total * depth / deepest)) for path, total in totals.items()}
+            for depth in reversed(steps)
+        ]
+        missed = [{path: self._remaining(path, total, each[path]) for path, total in totals.items()} for each in counts]
+        spread = [{path: _spread(total, each[path]) for path, total in totals.items()} for each in counts]
+        found = [*missed, *(each for each in spread if each not in missed)]
+        return found if rungs(len(found), self.steps) else missed
 
     def _remaining(self, path: str, total: int, keep: int) -> list[int]:
         gone = {index for index, _ in self.drops[path][: total - keep]} if keep < total else set()
@@ -214,6 +250,10 @@ class Search:
             if price <= budget:
                 return widths
         return None
+
+
+def _spread(total: int, keep: int) -> list[int]:
+    return [round(index) for index in torch.linspace(0, total - 1, keep).tolist()]
 
 
 def all_units(model: "PreTrainedModel", layers: Mapping[str, Sequence[int]]) -> dict[Key, int]:

@@ -147,7 +147,7 @@ class StructuredPruning(Optimization):
 
     def _search(self, model: Any, context: Context) -> Search:
         batches = context.calibration(self.calibration_batches)
-        return Search(model, batches, self.importance, self.repair)
+        return Search(model, batches, self.importance, self.repair, context.steps, context.args.learning_rate)
 
     def _choose(self, model: Any, context: Context, search: "_Lazily") -> dict[str, Any]:
         """Plain values: {"shape": ..., and what led to it}."""

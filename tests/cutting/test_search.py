@@ -127,3 +127,20 @@ def test_uniform_shape_has_one_width_and_all_heads(trained: Any, batches: Any) -
     cut(made, found.shape)
     assert not hasattr(made.config, "quantization_config")
     assert parameters(made) <= parameters(trained) * 0.8
+
+
+def test_training_to_come_is_tried(trained: Any, batches: Any) -> None:
+    """Evenly spread layers compete as well, and the best after trials is taken."""
+    costs = parameter_costs(trained)
+    budget = costs.rest + 0.5 * (parameters(trained) - costs.rest)
+    without = Search(trained, batches).within(costs, budget)
+    found = Search(trained, batches, steps=1000, rate=1e-3).within(costs, budget)
+    assert without is not None
+    assert found is not None
+    assert all(each["after_trial"] is None for each in without.tried)
+    after = [each["after_trial"] for each in found.tried]
+    assert None not in after
+    assert found.after_trial is not None
+    assert found.after_trial < found.divergence
+    assert [0, 2] in [each["layers"][STACK] for each in found.tried]
+    assert len(found.tried) >= len(without.tried)
