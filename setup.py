@@ -38,7 +38,7 @@ EXTRAS["test"] = [
     *EXTRAS["search"],
     *EXTRAS["torchao"],
 ]
-EXTRAS["dev"] = [*EXTRAS["test"], "ruff", "mypy", "types-PyYAML"]
+EXTRAS["dev"] = [*EXTRAS["test"], "ruff", "mypy", "types-PyYAML", "seqeval"]
 
 setup(
     name="hf-efficient",

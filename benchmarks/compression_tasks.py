@@ -32,7 +32,7 @@ from transformers import (
 
 from benchmarks.banking77 import folder_of_data
 from benchmarks.comparison import PEERS, best_of, in_turns, int8_exports
-from benchmarks.compression import DEPENDS, FORMAT, QUANTIZE, RUNTIME
+from benchmarks.compression import DEPENDS, EXPORTS, RUNTIME
 from benchmarks.harness import Bench, main
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments, export
 from hf_efficient.guard import predictions
@@ -229,8 +229,8 @@ def compressed(bench: Bench, name: str, case: Case, speedup: float) -> dict[str,
         result = export.export(
             made.model,
             folder_of(bench, f"compressed-{name}-{speedup:g}"),
-            format=FORMAT,
-            quantize=QUANTIZE,
+            format=EXPORTS["batches"][0],
+            quantize=EXPORTS["batches"][1],
             examples=made.examples(case.encode("test", made.processing_class), CHECKED_EXAMPLES),
             calibration=made.examples(made.train_dataset, CALIBRATION),
             collate=made.collate,

@@ -59,7 +59,7 @@ def test_cut_model_is_an_ordinary_one(tmp_path: Path, kind: str) -> None:
     one = trainer(tmp_path, kind, target_parameters=int(target), calibration_batches=4, importance="obs")
     train(one)
     kept = sum(parameter.numel() for parameter in one.model.parameters())
-    assert 0.75 * target < kept <= 1.01 * target  # a whole layer may be the best to go
+    assert 0.4 * target < kept <= 1.01 * target  # whole layers may be the best to go
     loaded = type(one.model).from_pretrained(one.finished)
     batch = one.collate(one.examples(one.eval_dataset, 4))
     with torch.no_grad():
