@@ -38,7 +38,7 @@ EXTRAS["test"] = [
     *EXTRAS["search"],
     *EXTRAS["torchao"],
 ]
-EXTRAS["dev"] = [*EXTRAS["test"], "ruff", "mypy", "types-PyYAML", "seqeval"]
+EXTRAS["dev"] = [*EXTRAS["test"], "ruff", "mypy", "types-PyYAML"]
 
 setup(
     name="hf-efficient",
@@ -66,6 +66,7 @@ setup(
         "pyarrow>=21",
         "evaluate>=0.4.6",
         "scikit-learn>=1.5",
+        "seqeval>=1.2.2",
         "pydantic>=2.7",
         "PyYAML>=6",
         "rich>=13",

@@ -258,8 +258,15 @@ class _Job(Outcome):
                     said = trainer.predict(self.encoded[split], metric_key_prefix=split)
                     found.setdefault(split, {})[label] = plain_metrics(said.metrics or {}, split)
                     if split == self.judged and said.label_ids is not None:
-                        classes[label] = self.task.per_class(EvalPrediction(said.predictions, said.label_ids))
+                        prediction = EvalPrediction(said.predictions, said.label_ids)
+                        classes[label] = self.task.per_class(prediction)
+                        self.write_details(prediction, folder / label)
         return found, classes
+
+    def write_details(self, prediction: EvalPrediction, folder: Path) -> None:
+        if PartialState().is_main_process:
+            for name, text in self.task.details(prediction).items():
+                write_text(folder / name, text)
 
     def finish(
         self, folder: Path, before: Path, after: Path, metrics: dict[str, Any], classes: dict[str, dict[str, float]]

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 TASKS = {
     "text-classification": "hf_efficient.tasks.text_classification:TextClassification",
+    "token-classification": "hf_efficient.tasks.token_classification:TokenClassification",
 }
 """Name -> where the class lives. Strings, so that the core imports no instance."""
 
@@ -167,6 +168,10 @@ class Task(ABC):
 
     def per_class(self, prediction: EvalPrediction) -> dict[str, float]:
         """Name of each class that occurs -> share of its examples that were recognised; empty for tasks without."""
+        return {}
+
+    def details(self, prediction: EvalPrediction) -> dict[str, str]:
+        """Name of a file -> its text: what a report on predictions says beside the metrics."""
         return {}
 
     @abstractmethod

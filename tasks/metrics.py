@@ -4,15 +4,19 @@ from typing import Any
 
 import datasets
 import evaluate
+from seqeval import metrics as entity
 from sklearn.metrics import accuracy_score, f1_score
 
 
-class ClassificationMetrics(evaluate.Metric):
-    """Accuracy and macro F1 (mean over the classes that occur) of predicted class indices; both in [0, 1]."""
+class _InMemory(evaluate.Metric):
+    """Nothing on disk: processes that evaluate at the same time share no cache file."""
 
     def __init__(self, **kwargs: Any):
-        # Nothing on disk: processes that evaluate at the same time share no cache file
         super().__init__(**{"keep_in_memory": True, **kwargs})
+
+
+class ClassificationMetrics(_InMemory):
+    """Accuracy and macro F1 (mean over the classes that occur) of predicted class indices; both in [0, 1]."""
 
     def _info(self) -> evaluate.MetricInfo:
         index = datasets.Value("int64")
@@ -27,4 +31,30 @@ class ClassificationMetrics(evaluate.Metric):
         return {
             "accuracy": float(accuracy_score(references, predictions)),
             "f1_macro": float(f1_score(references, predictions, average="macro", zero_division=0.0)),
+        }
+
+
+class EntityMetrics(_InMemory):
+    """Precision, recall and F1 of whole entities, F1 also as a mean over types, and accuracy of single tags; in [0, 1].
+
+    An entity counts where type, beginning and end are right (CoNLL-2000), as seqeval computes it.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        tags = datasets.List(datasets.Value("string"))
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            inputs_description="predictions, references: BIO tags of each text's words",
+            features=datasets.Features({"predictions": tags, "references": tags}),
+        )
+
+    def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
+        both = (references, predictions)
+        return {
+            "precision": float(entity.precision_score(*both, zero_division=0)),
+            "recall": float(entity.recall_score(*both, zero_division=0)),
+            "f1": float(entity.f1_score(*both, zero_division=0)),
+            "f1_macro": float(entity.f1_score(*both, average="macro", zero_division=0)),
+            "accuracy": float(entity.accuracy_score(*both)),
         }

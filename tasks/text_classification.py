@@ -6,20 +6,17 @@ from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict
-from pydantic import Field
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel
 
-from hf_efficient.data import DataSettings
-from hf_efficient.errors import ConfigError, DataError, unknown
+from hf_efficient.errors import DataError, unknown
 from hf_efficient.functional.confidence import calibration_error
-from hf_efficient.task import Task
 from hf_efficient.tasks.metrics import ClassificationMetrics
+from hf_efficient.tasks.text import TEXT, TextData, TextTask, check_type, logits_of
 
-_TEXT = ("string", "large_string")
-_LABEL = (*_TEXT, "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_LABEL = (*TEXT, "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
-class TextClassificationData(DataSettings):
+class TextClassificationData(TextData):
     """Columns of a text classification data set."""
 
     text: str = "text"
@@ -31,9 +28,6 @@ class TextClassificationData(DataSettings):
     label: str = "label"
     """Column of the class: a name or a whole number."""
 
-    max_length: int = Field(default=128, ge=4)
-    """Texts are cut after so many tokens, special ones included."""
-
     def columns(self) -> list[str]:
         return [column for column in (self.text, self.text_pair, self.label) if column]
 
@@ -41,7 +35,7 @@ class TextClassificationData(DataSettings):
         return self.label
 
 
-class TextClassification(Task):
+class TextClassification(TextTask):
     """One label per text, or per pair of texts."""
 
     name = "text-classification"
@@ -68,21 +62,9 @@ class TextClassification(Task):
             return list(feature.names)
         return sorted(set(self._names(data["train"])), key=_by_value)
 
-    def load_processor(self, model: str) -> Any:
-        tokenizer = super().load_processor(model)
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):
-            raise ConfigError(f"model '{model}' has no tokenizer files; save the tokenizer into the same folder")
-        if tokenizer.pad_token is None:  # decoder models: padding is masked out, any token will do
-            tokenizer.pad_token = tokenizer.eos_token
-        self._check_length(tokenizer.model_max_length, model)
-        return tokenizer
-
     def load_model(self, model: str, **kwargs: Any) -> PreTrainedModel:
         loaded = super().load_model(model, **kwargs)
-        self._check_length(getattr(loaded.config, "max_position_embeddings", None), model)
         loaded.config.problem_type = "single_label_classification"
-        if loaded.config.pad_token_id is None and self.processor is not None:
-            loaded.config.pad_token_id = self.processor.pad_token_id
         return loaded
 
     def encode(self, split: Dataset) -> Dataset:
@@ -106,13 +88,13 @@ class TextClassification(Task):
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Accuracy, macro F1 and calibration error from logits (examples, classes) and class indices (examples,)."""
-        logits, labels = _logits(prediction), prediction.label_ids
+        logits, labels = logits_of(prediction), prediction.label_ids
         found = ClassificationMetrics().compute(predictions=logits.argmax(axis=-1), references=labels)
         return {**found, "calibration_error": calibration_error(logits, labels)}
 
     def per_class(self, prediction: EvalPrediction) -> dict[str, float]:
         """Recall of each class that occurs."""
-        right, labels = _logits(prediction).argmax(axis=-1) == prediction.label_ids, prediction.label_ids
+        right, labels = logits_of(prediction).argmax(axis=-1) == prediction.label_ids, prediction.label_ids
         return {self.label_names[index]: float(right[labels == index].mean()) for index in sorted(set(labels.tolist()))}
 
     def raw(self, example: dict[str, Any]) -> str | dict[str, str]:
@@ -135,20 +117,14 @@ class TextClassification(Task):
 
     def _check_types(self, dataset: Dataset, where: str) -> None:
         for column in filter(None, (self.settings.text, self.settings.text_pair)):
-            self._check_type(dataset, column, _TEXT, f"{where}: column '{column}' must hold text")
+            check_type(dataset, column, TEXT, f"{where}: column '{column}' must hold text")
         label, feature = self.settings.label, dataset.features[self.settings.label]
         allowed = f"{where}: column '{label}' must hold one name or whole number per row"
         if isinstance(feature, ClassLabel):
             if -1 in dataset.unique(label):
                 raise DataError(f"{allowed}, got rows without a label (-1); use rows that have one")
         elif not isinstance(feature, datasets.Json):  # names and numbers mixed
-            self._check_type(dataset, label, _LABEL, allowed)
-
-    def _check_type(self, dataset: Dataset, column: str, allowed: tuple[str, ...], demand: str) -> None:
-        feature = dataset.features[column]
-        given = getattr(feature, "dtype", type(feature).__name__)
-        if given not in allowed:
-            raise DataError(f"{demand}, got {given}; name another column of {', '.join(dataset.column_names)}")
+            check_type(dataset, label, _LABEL, allowed)
 
     def _check_labels_seen(self, dataset: Dataset, seen: set[str], split: str) -> None:
         names = self._names(dataset)
@@ -158,19 +134,6 @@ class TextClassification(Task):
                     f"data.{split} has {names.count(name)} rows labelled '{name}', but data.train has none; "
                     f"add such rows to train, remove them from {split}, or correct the label"
                 )
-
-    def _check_length(self, limit: int | None, model: str) -> None:
-        if limit and 0 < limit < self.settings.max_length:
-            raise ConfigError(
-                f"data.max_length is {self.settings.max_length}, but model '{model}' takes at most {limit} tokens; "
-                f"set data.max_length={limit}"
-            )
-
-
-def _logits(prediction: EvalPrediction) -> Any:
-    """Some models return hidden states, too."""
-    given = prediction.predictions
-    return given[0] if isinstance(given, tuple) else given
 
 
 def _name(value: Any, feature: Any) -> str:

@@ -61,6 +61,26 @@ def test_training_makes_up_for_rounding(tmp_path: Path) -> None:
     assert losses[0] < losses[1]
 
 
+@pytest.mark.parametrize("kind", ["text", "token", "vision"])
+def test_cut_taught_and_rounded_in_one_training(kind: str, tmp_path: Path) -> None:
+    optimizations = {
+        "quantization": {"target": "openvino-static"},
+        "distillation": {"teacher": "self"},
+        "structured_pruning": {"keep_layers": 2, "keep_ffn": 0.5, "importance": "obs", "calibration_batches": 4},
+    }
+    arguments = {"optimizations": optimizations, "dense_epochs": 6, "num_train_epochs": 4, "measure_seconds": 0}
+    trainer = build(EfficientTrainer, EfficientTrainingArguments, tmp_path, kind, **arguments)
+    trainer.train()
+    assert {one.name for one in trainer.optimizations if one.describe()} == set(optimizations)
+    loaded = type(trainer.model).from_pretrained(trainer.finished).eval()
+    linears = [module for module in loaded.modules() if isinstance(module, torch.nn.Linear)]
+    for module in linears:
+        assert torch.allclose(fake_quantize_weight(module.weight), module.weight, atol=1e-7)
+    batch = trainer.collate(trainer.examples(trainer.eval_dataset, 4))
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, trainer.model.eval()(**batch).logits)
+
+
 BAD = {
     "start": ({"start": 1.5}, "start must be from 0 to 1"),
     "target": ({"target": "onnx"}, "target"),

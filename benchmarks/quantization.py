@@ -1,0 +1,132 @@
+"""What training for int8 and int4 keeps: `python -m benchmarks.quantization`.
+
+Banking77, all-MiniLM-L6-v2. (1) A fine-tuned model is trained on with the rounding of each export target, and exported
+there: on test data, how often the rounded PyTorch model and the export predict the same, and how far apart their
+accuracies are. (2) Four-bit weights in groups, rounded after training (PTQ) and trained for (QAT): the share of lost
+accuracy that QAT brings back. Both trainings start from the same fine-tuned model.
+"""
+
+import copy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from benchmarks.banking77 import banking77, trainer
+from benchmarks.harness import Bench, main
+from hf_efficient import candidates, export, mixed, rounding, sensitivity
+from hf_efficient.files import atomic_folder
+from hf_efficient.functional import fake_quant
+from hf_efficient.guard import predictions
+from hf_efficient.measure import TorchRuntime
+from hf_efficient.optimizations import quantization
+from hf_efficient.optimizations.quantization import TARGETS
+from hf_efficient.rounding import Rounding, Scheme
+
+FINETUNE_EPOCHS, EPOCHS, RATE = 3, 1, 5e-5
+EXPORTS = {
+    "onnx-dynamic-per-channel": ("onnx", "dynamic-per-channel"),
+    "onnx-static-matmul": ("onnx", "static-matmul"),
+    "openvino-static": ("openvino", "static"),
+}
+GROUP = 64
+FAST = {"length_batching": {}, "precision": {"dtype": "bf16"}}
+
+
+def body(bench: Bench) -> None:
+    for target in list(EXPORTS)[:1] if bench.quick else EXPORTS:
+        tuned(bench, 0)
+        found = bench.cell({"target": target}, lambda target=target: agreement(bench, target))
+        bench.claim(
+            f"{target}_agreement", 100 * found["agreement"], "% of test predictions, rounded = export", ">= 99.5"
+        )
+        apart = 100 * abs(found["rounded"] - found["exported"])
+        bench.claim(f"{target}_accuracy_difference", apart, "points of test accuracy, rounded - export", "<= 0.2")
+        bench.claim(f"{target}_accuracy", found["exported"], "test accuracy of the export")
+    cells = []
+    for seed in bench.seeds:
+        tuned(bench, seed)
+        cells.append(bench.cell({"seed": seed, "int4": GROUP}, lambda seed=seed: four_bits(bench, seed)))
+    bench.claim("int4_drop_ptq", [100 * (c["float"] - c["ptq"]) for c in cells], "points of test accuracy lost")
+    bench.claim("int4_drop_qat", [100 * (c["float"] - c["qat"]) for c in cells], "points of test accuracy lost")
+    recovered = [100 * (c["qat"] - c["ptq"]) / max(c["float"] - c["ptq"], 1e-9) for c in cells]
+    bench.claim("int4_recovered", recovered, "% of the PTQ drop that QAT brings back", ">= 50")
+
+
+def folder_of(bench: Bench, seed: int) -> Path:
+    return bench.cache / "quantization" / f"finetuned-{seed}{'-quick' if bench.quick else ''}"
+
+
+def tuned(bench: Bench, seed: int) -> dict[str, Any]:
+    def compute() -> dict[str, Any]:
+        length = {"max_steps": 40} if bench.quick else {"num_train_epochs": FINETUNE_EPOCHS}
+        with trainer(seed, use_cpu=True, optimizations=FAST, **length) as made:
+            made.train()
+            with atomic_folder(folder_of(bench, seed)) as path:
+                made.model.save_pretrained(path)
+        return {}
+
+    return bench.cell({"seed": seed, "model": "fine-tuned"}, compute, peer=True)
+
+
+def accuracy(bench: Bench, model: Any) -> float:
+    return float(judged(bench, TorchRuntime(model.float().eval()))[0])
+
+
+def judged(bench: Bench, runtime: Any) -> tuple[float, Any]:
+    """Test accuracy, and the classes predicted."""
+    task, data = banking77()
+    rows = list(data["test"].select(range(100)) if bench.quick else data["test"])
+    said = predictions(runtime, rows, task.collator())
+    return task.compute_metrics(said)["accuracy"], torch.as_tensor(said.predictions).argmax(-1)
+
+
+def trained(bench: Bench, seed: int, settings: dict[str, Any]) -> Any:
+    """A trainer after one more epoch from the fine-tuned model, rounded all the way."""
+    length = {"max_steps": 10} if bench.quick else {"num_train_epochs": EPOCHS}
+    optimizations = {**FAST, "quantization": {"start": 0.0, **settings}}
+    source = str(folder_of(bench, seed))
+    return trainer(seed, model=source, use_cpu=True, learning_rate=RATE, optimizations=optimizations, **length)
+
+
+def agreement(bench: Bench, target: str) -> dict[str, Any]:
+    format, quantize = EXPORTS[target]
+    with trained(bench, 0, {"target": target}) as made, TemporaryDirectory() as folder:
+        made.train()
+        result = export.export(
+            made.model,
+            Path(folder) / "export",
+            format=format,
+            quantize=quantize,
+            examples=made.examples(made.eval_dataset, 300),
+            calibration=made.examples(made.train_dataset, 300),
+            collate=made.collate,
+            metrics=made.compute_metrics,
+            max_drop=1,
+            seconds=0,
+        )
+        exported, theirs = judged(bench, result.runtime())
+        model = copy.deepcopy(made.model).float().eval()
+        state = next(one for one in made.optimizations if one.name == "quantization").state_dict()
+        Rounding(TARGETS[target], state.get("ranges", {})).attach(model)
+        rounded, ours = judged(bench, TorchRuntime(model))
+    return {"exported": exported, "rounded": rounded, "agreement": (ours == theirs).float().mean().item()}
+
+
+def four_bits(bench: Bench, seed: int) -> dict[str, Any]:
+    source = AutoModelForSequenceClassification.from_pretrained(folder_of(bench, seed))
+    found = {"float": accuracy(bench, source)}
+    Rounding(Scheme("group", bits=4, group=GROUP)).fold(source)
+    found["ptq"] = accuracy(bench, source)
+    with trained(bench, seed, {"scheme": "int4", "group_size": GROUP}) as made:
+        made.train()
+        found["qat"] = accuracy(bench, made.model)
+    return found
+
+
+DEPENDS = (candidates, export, fake_quant, mixed, quantization, rounding, sensitivity)
+
+if __name__ == "__main__":
+    main("quantization", body, DEPENDS)

@@ -1,0 +1,70 @@
+"""What tasks on text share: a tokenizer, and texts cut to a number of tokens."""
+
+from typing import Any
+
+from datasets import Dataset
+from pydantic import Field
+from transformers import EvalPrediction, PreTrainedModel
+
+from hf_efficient.data import DataSettings
+from hf_efficient.errors import ConfigError, DataError
+from hf_efficient.task import Task
+
+TEXT = ("string", "large_string")
+"""Types of columns that hold text."""
+
+
+class TextData(DataSettings):
+    """Settings of data that a tokenizer encodes."""
+
+    max_length: int = Field(default=128, ge=4)
+    """Texts are cut after so many tokens, special ones included."""
+
+
+class TextTask(Task):
+    """Loads tokenizer and model, and sees to it that both take texts of ``max_length``."""
+
+    data_settings = TextData
+
+    settings: TextData
+
+    def load_processor(self, model: str) -> Any:
+        tokenizer = super().load_processor(model)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise ConfigError(f"model '{model}' has no tokenizer files; save the tokenizer into the same folder")
+        if tokenizer.pad_token is None:  # decoder models: padding is masked out, any token will do
+            tokenizer.pad_token = tokenizer.eos_token
+        self._check_length(tokenizer.model_max_length, model)
+        return tokenizer
+
+    def load_model(self, model: str, **kwargs: Any) -> PreTrainedModel:
+        loaded = super().load_model(model, **kwargs)
+        self._check_length(getattr(loaded.config, "max_position_embeddings", None), model)
+        if loaded.config.pad_token_id is None and self.processor is not None:
+            loaded.config.pad_token_id = self.processor.pad_token_id
+        return loaded
+
+    def _check_length(self, limit: int | None, model: str) -> None:
+        if limit and 0 < limit < self.settings.max_length:
+            raise ConfigError(
+                f"data.max_length is {self.settings.max_length}, but model '{model}' takes at most {limit} tokens; "
+                f"set data.max_length={limit}"
+            )
+
+
+def check_type(dataset: Dataset, column: str, allowed: tuple[str, ...], demand: str) -> None:
+    """Refuse a column of another type than ``allowed``.
+
+    Raises:
+        DataError: ``demand``, the type given, and the columns there are.
+    """
+    feature = dataset.features[column]
+    given = getattr(feature, "dtype", type(feature).__name__)
+    if given not in allowed:
+        raise DataError(f"{demand}, got {given}; name another column of {', '.join(dataset.column_names)}")
+
+
+def logits_of(prediction: EvalPrediction) -> Any:
+    """Some models return hidden states, too."""
+    given = prediction.predictions
+    return given[0] if isinstance(given, tuple) else given
