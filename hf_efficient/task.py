@@ -83,15 +83,18 @@ class Task(ABC):
         """Class names in the order of their indices; empty for tasks without classes."""
         return []
 
-    def load_processor(self, model: str) -> Any:
+    def load_processor(self, model: str, **kwargs: Any) -> Any:
         """The processor of ``model`` (Hub id or folder), also kept as `processor`.
+
+        Args:
+            kwargs: passed on to ``from_pretrained``.
 
         Raises:
             ConfigError: there is none, or it cannot be read.
         """
         source = resolve_model(model)
         self._order_labels(load_pretrained(AutoConfig, source), model)
-        self.processor = load_pretrained(getattr(transformers, self.auto_processor), source)
+        self.processor = load_pretrained(getattr(transformers, self.auto_processor), source, **kwargs)
         return self.processor
 
     def load_model(self, model: str, **kwargs: Any) -> PreTrainedModel:

@@ -28,8 +28,8 @@ class TextTask(Task):
 
     settings: TextData
 
-    def load_processor(self, model: str) -> Any:
-        tokenizer = super().load_processor(model)
+    def load_processor(self, model: str, **kwargs: Any) -> Any:
+        tokenizer = super().load_processor(model, **kwargs)
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             raise ConfigError(f"model '{model}' has no tokenizer files; save the tokenizer into the same folder")
         if tokenizer.pad_token is None:  # decoder models: padding is masked out, any token will do

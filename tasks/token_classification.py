@@ -11,7 +11,6 @@ from transformers import DataCollatorForTokenClassification, EvalPrediction
 
 from hf_efficient.errors import ConfigError, DataError, unknown
 from hf_efficient.functional.tags import OUTSIDE, split_tag, to_bio
-from hf_efficient.pretrained import load_pretrained, resolve_model
 from hf_efficient.tasks.metrics import EntityMetrics
 from hf_efficient.tasks.tag_report import tag_report
 from hf_efficient.tasks.text import TEXT, TextData, TextTask, logits_of
@@ -60,15 +59,14 @@ class TokenClassification(TextTask):
         found = {tag for tags in self._tags(data["train"]) for tag in to_bio(tags)}
         return sorted(found | {OUTSIDE}, key=lambda tag: (split_tag(tag)[1], tag))
 
-    def load_processor(self, model: str) -> Any:
-        tokenizer = super().load_processor(model)
+    def load_processor(self, model: str, **kwargs: Any) -> Any:
+        tokenizer = super().load_processor(model, **kwargs)
         if not tokenizer.is_fast:
             raise ConfigError(
                 f"model '{model}' has no fast tokenizer, which tells the words of its pieces; use another"
             )
         if getattr(tokenizer, "add_prefix_space", None) is False:  # byte-level ones take words with a space before
-            tokenizer = load_pretrained(type(tokenizer), resolve_model(model), add_prefix_space=True)
-            self.processor = tokenizer
+            tokenizer = super().load_processor(model, **{**kwargs, "add_prefix_space": True})
         return tokenizer
 
     def encode(self, split: Dataset) -> Dataset:
