@@ -11,7 +11,6 @@ from transformers import AutoConfig, PreTrainedModel
 from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.files import atomic_folder
 from hf_efficient.runtimes import ExportedRuntime, load_runtime
-from hf_efficient.split_by_length import SplitByLength
 
 PIPELINES = {
     "ForSequenceClassification": ("text-classification", "tokenizer"),
@@ -62,40 +61,34 @@ class ExportedForTask(PreTrainedModel):
             shutil.copytree(self.runtime.folder, path, dirs_exist_ok=True)
 
 
-def load_exported(folder: str | Path, threads: int | None = None, part_size: int | None = None) -> ExportedForTask:
+def load_exported(folder: str | Path, threads: int | None = None) -> ExportedForTask:
     """The exported model in ``folder``: call it with a batch, or hand it to `transformers.pipeline`.
 
     Args:
         threads: CPU threads; None leaves the choice to the runtime.
-        part_size: rows computed at a time, the short with the short (`SplitByLength`); None computes batches whole.
 
     Raises:
         ConfigError: not an export, or damaged.
         MissingDependencyError: its runtime is not installed.
     """
-    runtime: Any = load_runtime(folder, threads)
-    if part_size is not None:
-        runtime = SplitByLength(runtime, part_size)
+    runtime = load_runtime(folder, threads)
     config = AutoConfig.from_pretrained(folder)
     # Pipelines know models by their class's name, and this one stands in for its source
     cls = type(runtime.architecture, (ExportedForTask,), {"__doc__": ExportedForTask.__doc__})
     return cls(config, runtime)
 
 
-def exported_pipeline(
-    folder: str | Path, threads: int | None = None, part_size: int | None = None, **kwargs: Any
-) -> Any:
+def exported_pipeline(folder: str | Path, threads: int | None = None, **kwargs: Any) -> Any:
     """A `transformers.pipeline` that answers with the exported model in ``folder``.
 
     Args:
-        threads, part_size: as for `load_exported`.
         kwargs: passed on to `transformers.pipeline`.
 
     Raises:
         ConfigError: not an export, damaged, or without the processor's files.
         MissingDependencyError: its runtime is not installed.
     """
-    model = load_exported(folder, threads, part_size)
+    model = load_exported(folder, threads)
     task, argument = pipeline_of(type(model).__name__)
     if argument not in kwargs:
         kwargs[argument] = _processor(folder, argument)

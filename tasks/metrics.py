@@ -7,6 +7,8 @@ import evaluate
 from seqeval import metrics as entity
 from sklearn.metrics import accuracy_score, f1_score
 
+from hf_efficient.functional.tags import OUTSIDE
+
 
 class _InMemory(evaluate.Metric):
     """Nothing on disk: processes that evaluate at the same time share no cache file."""
@@ -51,6 +53,8 @@ class EntityMetrics(_InMemory):
 
     def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
         both = (references, predictions)
+        if not any(tag != OUTSIDE for rows in both for row in rows for tag in row):  # seqeval takes a mean of nothing
+            return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "f1_macro": 0.0, "accuracy": 1.0}
         return {
             "precision": float(entity.precision_score(*both, zero_division=0)),
             "recall": float(entity.recall_score(*both, zero_division=0)),

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
-from seqeval.metrics import classification_report as entity_report
 from transformers import DataCollatorForTokenClassification, EvalPrediction
 
 from hf_efficient.errors import ConfigError, DataError, unknown
 from hf_efficient.functional.tags import OUTSIDE, split_tag, to_bio
 from hf_efficient.tasks.metrics import EntityMetrics
-from hf_efficient.tasks.tag_report import tag_report
+from hf_efficient.tasks.tag_report import entity_recalls, entity_report, tag_report
 from hf_efficient.tasks.text import TEXT, TextData, TextTask, logits_of
 
 logger = logging.getLogger(__name__)
@@ -111,16 +110,13 @@ class TokenClassification(TextTask):
     def per_class(self, prediction: EvalPrediction) -> dict[str, float]:
         """Recall of each type of entity that occurs."""
         found, truth = self._both(prediction)
-        report = entity_report(truth, found, output_dict=True, zero_division=0)
-        return {
-            name: float(row["recall"]) for name, row in report.items() if row["support"] and not name.endswith(" avg")
-        }
+        return entity_recalls(truth, found)
 
     def details(self, prediction: EvalPrediction) -> dict[str, str]:
         """``entities.txt``: each type of entity; ``tags.txt``: each B- and I- tag. As the CoNLL evaluation has them."""
         found, truth = self._both(prediction)
         return {
-            "entities.txt": entity_report(truth, found, digits=4, zero_division=0),
+            "entities.txt": entity_report(truth, found),
             "tags.txt": tag_report(truth, found),
         }
 

@@ -155,7 +155,7 @@ ROWS = {
         closer_to_the_teacher,
         {"dense_epochs": 2},
         distributed={"dense_epochs": 6},  # plain gradient descent teaches more slowly
-        tolerance={"rtol": 1e-3, "atol": 1e-4},  # the teacher's hidden states are kept in 16 bits
+        tolerance={"rtol": 1e-3, "atol": 5e-4},  # the teacher's hidden states are kept in 16 bits
     ),
     "length_batching": Row(
         {"window_batches": 4},

@@ -11,7 +11,7 @@ LAYERS = [
     {"hub"},
     {"functional", "checkpoint", "pretrained"},
     {"blocks", "data", "teacher_cache"},
-    {"optimization", "timing", "split_by_length", "calibration", "capture", "rounding"},
+    {"optimization", "timing", "calibration", "capture", "rounding"},
     {"teacher", "cutting", "sensitivity"},
     {"measure"},
     {"plan", "report", "picture", "wording", "mixed"},

@@ -176,7 +176,8 @@ def test_no_entity_at_all() -> None:
     nothing = [["O"] * len(row) for row in TAGS]
     said = prediction(built, nothing, nothing)
     assert built.compute_metrics(said)["f1"] == 0.0
-    assert "No text has an entity" in built.details(said)["tags.txt"]
+    assert built.per_class(said) == {}
+    assert set(built.details(said).values()) == {"No text has an entity, and none was found.\n"}
 
 
 # Models
