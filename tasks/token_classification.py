@@ -166,10 +166,10 @@ class TokenClassification(TextTask):
             for tag in to_bio(tags):
                 if tag not in self.label_names:
                     kind = split_tag(tag)[1]
-                    known = "that tag" if kind in types else f"entities of type '{kind}'"
+                    what = f"the tag '{tag}'" if kind in types else f"entities of type '{kind}'"
                     raise DataError(
-                        f"data.{split} has the tag '{tag}', but data.train has no {known}; add such rows to train, "
-                        f"or remove them from {split}"
+                        f"data.{split} has {what}, but data.train has none; add such rows to train, or remove them "
+                        f"from {split}"
                     )
 
 

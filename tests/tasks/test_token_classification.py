@@ -84,8 +84,14 @@ BAD = {
     "scheme": (splits(tags=[["O", "thing", "O", "O"], *TAGS[1:]]), r"data.train: row 1: 'thing' is no tag of BIO"),
     "no words": (splits(words=[[], *WORDS[1:]], tags=[[], *TAGS[1:]]), r"row 1 has no words; delete it"),
     "no entity": (splits(tags=[["O"] * len(row) for row in TAGS]), r"data.train marks no entity"),
-    "unseen type": (splits(test=["B-person"]), r"data.test has the tag 'B-person', but data.train has no entities of"),
-    "unseen tag": (splits(test=["B-place", "I-place"]), r"the tag 'I-place', but data.train has no that tag"),
+    "unseen type": (
+        splits(test=["B-person"]),
+        r"data.test has entities of type 'person', but data.train has none; add",
+    ),
+    "unseen tag": (
+        splits(test=["B-place", "I-place"]),
+        r"data.test has the tag 'I-place', but data.train has none; add",
+    ),
     "text": (splits(words=["my card is lost"] * 3), r"'tokens' must hold a list of words in each row, got string"),
     "numbers": (
         splits(tags=[[0, 1, 2, 0], [0, 0, 3, 0], [1, 0]]),
