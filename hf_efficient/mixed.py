@@ -59,7 +59,7 @@ def _read_apart(model: "onnx_ir.Model", in_float: Sequence[str]) -> None:
 
     own: dict[Any, Any] = {}
     for node in [node for node in model.graph if node.op_type in ("MatMul", "Gemm") and node.name not in in_float]:
-        read = node.inputs[0]
+        read: Any = node.inputs[0]
         if read not in own:
             copied = onnx_ir.Node("", "Identity", [read], name=f"{node.name}_input")
             own[read] = copied.outputs[0]
