@@ -6,6 +6,7 @@ targets each; compared as in `benchmarks.compression`, with eager fp32 PyTorch a
 model.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,10 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Sequence, Value
-from seqeval.metrics import f1_score
 from sklearn.datasets import load_digits
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
-    DataCollatorForTokenClassification,
     EvalPrediction,
     PreTrainedModel,
     PrinterCallback,
@@ -35,10 +34,12 @@ from benchmarks.comparison import PEERS, best_of, in_turns, int8_exports
 from benchmarks.compression import DEPENDS, EXPORTS, RUNTIME
 from benchmarks.harness import Bench, main
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments, export
+from hf_efficient.data import load
 from hf_efficient.guard import predictions
 from hf_efficient.measure import TorchRuntime, bytes_on_disk
 from hf_efficient.pretrained import DEFAULT_MODEL
 from hf_efficient.runtimes import load_runtime
+from hf_efficient.task import Task, get_task
 
 SEED, TARGETS = 0, (1.5, 2.5, 4.0)
 """Targets are speed-ups over the uncut model, both in OpenVINO int8."""
@@ -69,39 +70,26 @@ class Case:
 
 def entities() -> Case:
     folder = folder_of_data("crossner")
-    parts = {
-        "train": Dataset.from_json(str(folder / "test.jsonl")),
-        "test": Dataset.from_json(str(folder / "validation.jsonl")),
-    }
-    tags = sorted({tag for rows in parts.values() for row in rows["ner_tags"] for tag in row})
-    index = {tag: position for position, tag in enumerate(tags)}
-    processor = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
+    task_class = get_task("token-classification")
+    settings = task_class.data_settings(train=str(folder / "test.jsonl"), test=str(folder / "validation.jsonl"))
+    task, data = task_class(settings), load(settings)
+    task.check(data)
 
-    def encode(part: str, processor: Any) -> Dataset:
-        def one(row: dict[str, Any]) -> dict[str, Any]:
-            encoded = processor(row["tokens"], is_split_into_words=True, truncation=True, max_length=128)
-            words = encoded.word_ids()
-            first = [word is not None and word != before for word, before in zip(words, [None, *words], strict=False)]
-            labels = [
-                index[row["ner_tags"][word]] if is_first else -100 for word, is_first in zip(words, first, strict=True)
-            ]
-            return {**encoded, "labels": labels}
-
-        return parts[part].map(one, remove_columns=parts[part].column_names)
-
-    def metrics(said: EvalPrediction) -> dict[str, float]:
-        labels, logits = np.asarray(said.label_ids), np.asarray(said.predictions)
-        pairs = [(row[row != -100], made.argmax(-1)[row != -100]) for row, made in zip(labels, logits, strict=True)]
-        truth, found = ([[tags[tag] for tag in pair[side]] for pair in pairs] for side in (0, 1))
-        return {"entity_f1": float(f1_score(truth, found))}
-
-    def model() -> PreTrainedModel:
-        names = {"id2label": dict(enumerate(tags)), "label2id": index, "num_labels": len(tags)}
-        return AutoModelForTokenClassification.from_pretrained(DEFAULT_MODEL, **names)
+    def using(processor: Any) -> Task:
+        made = copy.copy(task)
+        made.processor = processor
+        return made
 
     return Case(
-        *("entity_f1", model, AutoModelForTokenClassification, processor, encode),
-        *(lambda processor: DataCollatorForTokenClassification(processor), metrics, (8, 16), (5e-4, 6e-4)),
+        task.main_metric,
+        lambda: task.load_model(DEFAULT_MODEL),
+        AutoModelForTokenClassification,
+        task.load_processor(DEFAULT_MODEL),
+        lambda part, processor: using(processor).encode(data[part]),
+        lambda processor: using(processor).collator(),
+        task.compute_metrics,
+        (8, 16),
+        (5e-4, 6e-4),
         {"length_batching": {}, "vocabulary_trimming": {}},
     )
 

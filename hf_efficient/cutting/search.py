@@ -118,7 +118,7 @@ class Search:
                 shapes.append(self.shape(kept, widths, self.kinds[0]))
         if not shapes:
             return None
-        best, *others = self._ranked(shapes, self.kinds[0])
+        best, *others = self._ranked(shapes)
         return self._compared(best, others, best.shape.layers, self._counts(best.shape))
 
     def best_of(self, layers: dict[str, list[int]], widths: Mapping[Key, int]) -> Found:
@@ -137,14 +137,14 @@ class Search:
         ]
         return chosen
 
-    def _ranked(self, shapes: Sequence[Shape], importance: str) -> list[Found]:
+    def _ranked(self, shapes: Sequence[Shape]) -> list[Found]:
         """``shapes`` cut, repaired and compared, the best first; where training follows, after trials of it."""
         trying = bool(rungs(len(shapes), self.steps))
         taught = Taught(self.model, self.fitting if trying else [])
         found, trials = [], []
         for shape in shapes:
             made = self._made(shape)
-            found.append(Found(shape, importance, divergence(made, self.judging, self.reference)))
+            found.append(Found(shape, self.kinds[0], divergence(made, self.judging, self.reference)))
             if trying:
                 trials.append(Trial(made, taught, self.rate))
         ranking = sorted(range(len(found)), key=lambda index: found[index].divergence)
