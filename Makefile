@@ -26,8 +26,10 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.optimizers
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.compression
+	$(BIN)/python -m benchmarks.compression_curve
 	$(BIN)/python -m benchmarks.compression_tasks
 	$(BIN)/python -m benchmarks.untrained
+	$(BIN)/python -m benchmarks.quantization
 	$(BIN)/python -m benchmarks.report
 
 clean:

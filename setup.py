@@ -54,7 +54,7 @@ setup(
     package_dir={"hf_efficient.tasks": "tasks", "hf_efficient.recipes": "recipes"},
     package_data={
         "hf_efficient": ["py.typed"],
-        "hf_efficient.tasks": ["data/**/*"],
+        "hf_efficient.tasks": ["data/**/*", "models/**/*"],
         "hf_efficient.recipes": ["*.yaml", "**/*.yaml"],
     },
     install_requires=[

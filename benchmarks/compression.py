@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.banking77 import accuracy, banking77, encoded_test, folder_of_data, trainer
 from benchmarks.comparison import PEERS, best_of, in_turns, int8_exports
-from benchmarks.harness import Bench, main
+from benchmarks.harness import Bench, alone, main
 from hf_efficient import blocks, candidates, export, measure, serving
 from hf_efficient.cutting import costs, error_table, importance, observation, search, shape, target, trial
 from hf_efficient.files import atomic_folder
@@ -35,15 +35,17 @@ from hf_efficient.optimizations import distillation, structured_pruning, vocabul
 from hf_efficient.plan import Plan
 from hf_efficient.runtimes import load_runtime
 
-SPEEDUP = 4.3
+SPEEDUP = 4.5
 """Of the cut model over the uncut one, both in `RUNTIME`."""
 RUNTIME = "openvino-static"
 EXPORTS = {"batches": ("openvino", "static"), "single": ("onnx", "dynamic-per-channel")}
 """What is shipped, for examples that come in batches and one by one; both are judged, the worse figure counts."""
-CURVE = (1.25, 2.5, 3.5, 6.5)
-"""Further targets, for the curve of accuracy kept; one seed, some five minutes each."""
 SEEDS = (0, 1, 2)
-FINETUNE_EPOCHS, EPOCHS, RATE = 4, 15, 6e-4
+FINETUNE_EPOCHS, EPOCHS, RATE = 4, 12, 6e-4
+VOCABULARY = 12_000
+"""Tokens that stay: those of the training data, 4,267, and the commonest others. Without these, a twentieth of the test
+texts lost a word, and that was all the accuracy that was lost."""
+HOW = {"epochs": EPOCHS, "vocabulary": VOCABULARY}
 TIMED_EXAMPLES = 256
 FAST = {"length_batching": {}, "precision": {"dtype": "bf16"}}
 
@@ -52,12 +54,12 @@ def body(bench: Bench) -> None:
     cells = []
     for seed in SEEDS[:1] if bench.quick else SEEDS:
         tuned = bench.cell({"seed": seed, "model": "fine-tuned"}, lambda seed=seed: finetuned(bench, seed))
-        made = bench.cell({"seed": seed, "target": SPEEDUP}, lambda seed=seed: compressed(bench, seed, SPEEDUP))
-        speeds = bench.cell({"seed": seed, "speeds": SPEEDUP}, lambda seed=seed: compared(bench, seed, SPEEDUP))
-        sure = bench.cell({"seed": seed, "confidence": SPEEDUP}, lambda seed=seed: confidence(bench, seed, SPEEDUP))
+        given = {"seed": seed, **HOW}
+        made = bench.cell({**given, "target": SPEEDUP}, lambda seed=seed: compressed(bench, seed, SPEEDUP))
+        speeds = bench.cell({**given, "speeds": SPEEDUP}, lambda seed=seed: alone(compared, bench, seed, SPEEDUP))
+        sure = bench.cell({**given, "confidence": SPEEDUP}, lambda seed=seed: confidence(bench, seed, SPEEDUP))
         cells.append({**made, **speeds, "tuned": tuned, "sure": sure})
     claims(bench, cells)
-    curve(bench, cells[0]["tuned"])
 
 
 def claims(bench: Bench, cells: list[dict[str, Any]]) -> None:
@@ -104,15 +106,6 @@ def claims(bench: Bench, cells: list[dict[str, Any]]) -> None:
     bench.notes.append(f"Shape of seed 0: {cells[0]['widths']}.")
 
 
-def curve(bench: Bench, tuned: dict[str, Any]) -> None:
-    for speedup in CURVE[:1] if bench.quick else CURVE:
-        made = bench.cell({"seed": 0, "target": speedup}, lambda speedup=speedup: compressed(bench, 0, speedup))
-        found = bench.cell({"seed": 0, "speeds": speedup}, lambda speedup=speedup: compared(bench, 0, speedup, ()))
-        ratio = found["speeds"]["batches"]["throughput"] / found["speeds"]["eager"]["throughput"]
-        kept = 100 * made["accuracy"] / tuned["accuracy"]
-        bench.claim(f"accuracy_kept_at_{ratio:.0f}x", kept, f"% kept at {ratio:.1f}x the throughput of eager fp32")
-
-
 def folder_of(bench: Bench, name: str) -> Path:
     return bench.cache / "compression" / f"{name}{'-quick' if bench.quick else ''}"
 
@@ -135,7 +128,7 @@ def compressed(bench: Bench, seed: int, speedup: float) -> dict[str, Any]:
     pruning = {"target_speedup": speedup, "runtime": RUNTIME, "calibration_batches": 8 if bench.quick else 24}
     optimizations = {
         **FAST,
-        "vocabulary_trimming": {},
+        "vocabulary_trimming": {"min_count": 0, "size": VOCABULARY},
         "structured_pruning": {**pruning, "importance": "obs"},
         "distillation": {"teacher": "self"},
     }

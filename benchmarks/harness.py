@@ -21,9 +21,11 @@ import argparse
 import hashlib
 import inspect
 import json
+import multiprocessing
 import operator
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -95,17 +97,18 @@ class Bench:
         return range(1 if self.quick else 3)
 
     def cell(
-        self, settings: dict[str, Any], compute: Callable[[], dict[str, Any]], peer: bool = False
+        self, settings: dict[str, Any], compute: Callable[[], dict[str, Any]], peer: bool = False, of: str = ""
     ) -> dict[str, Any]:
         """The plain values that ``compute`` returns for ``settings``, from the cache where it has them.
 
         Args:
             peer: nothing of ours is measured: the cell stays good whatever becomes of our code.
+            of: the benchmark that has the same cell, and the same code to depend on; empty: this one.
         """
         code = "" if peer else self.code
         key = {"settings": settings, "quick": self.quick, "code": code, "machine": _conditions()}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-        path = self.cache / self.name / f"{digest}.json"
+        path = self.cache / (of or self.name) / f"{digest}.json"
         told = ", ".join(f"{name} {value}" for name, value in settings.items())
         if path.is_file() and not self.fresh:
             Console(stderr=True).print(f"[dim]{self.name}: {told} (cached)[/dim]")
@@ -141,6 +144,16 @@ class Bench:
         content = {"claims": [asdict(claim) for claim in self.claims], "notes": self.notes}
         write_json(path, {**content, "machine": machine(), "versions": {"hf_efficient": __version__}})
         return path
+
+
+def alone(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` in a process of its own.
+
+    For what is timed: threads and memory that trainings and other runtimes left in this process slowed a runtime to
+    half its speed, now and then.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def main(

@@ -1,9 +1,10 @@
 """What training for int8 and int4 keeps: `python -m benchmarks.quantization`.
 
-Banking77, all-MiniLM-L6-v2. (1) A fine-tuned model is trained on with the rounding of each export target, and exported
-there: on test data, how often the rounded PyTorch model and the export predict the same, and how far apart their
-accuracies are. (2) Four-bit weights in groups, rounded after training (PTQ) and trained for (QAT): the share of lost
-accuracy that QAT brings back. Both trainings start from the same fine-tuned model.
+Banking77, all-MiniLM-L6-v2. (1) A fine-tuned model is trained on with the rounding of each target, and exported or
+loaded there: on test data, how often the rounded PyTorch model and what serves predict the same, and how far apart
+their accuracies are. (2) Four-bit weights in groups, rounded after training (PTQ) and trained for (QAT): the share of
+lost accuracy that QAT brings back. Both trainings start from the same fine-tuned model. (3) The fine-tuned model in
+each kind of low-bit layer that computes here: accuracy, bytes of its weights, and speed beside eager fp32.
 """
 
 import copy
@@ -15,11 +16,14 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.banking77 import banking77, trainer
+from benchmarks.comparison import in_turns
 from benchmarks.harness import Bench, main
-from hf_efficient import candidates, export, mixed, rounding, sensitivity
+from hf_efficient import ConfigError, MissingDependencyError, candidates, export, mixed, rounding, sensitivity
+from hf_efficient import low_bit as low_bit_module
 from hf_efficient.files import atomic_folder
 from hf_efficient.functional import fake_quant
 from hf_efficient.guard import predictions
+from hf_efficient.low_bit import LOW_BIT, load_low_bit, require_low_bit
 from hf_efficient.measure import TorchRuntime
 from hf_efficient.optimizations import quantization
 from hf_efficient.optimizations.quantization import TARGETS
@@ -30,7 +34,10 @@ EXPORTS = {
     "onnx-dynamic-per-channel": ("onnx", "dynamic-per-channel"),
     "onnx-static-matmul": ("onnx", "static-matmul"),
     "openvino-static": ("openvino", "static"),
+    "torchao-int8": None,
+    "torchao-int4": None,
 }
+"""Target of the training -> format and quantization of its export; None: layers that `load_low_bit` makes."""
 GROUP = 64
 FAST = {"length_batching": {}, "precision": {"dtype": "bf16"}}
 
@@ -53,6 +60,21 @@ def body(bench: Bench) -> None:
     bench.claim("int4_drop_qat", [100 * (c["float"] - c["qat"]) for c in cells], "points of test accuracy lost")
     recovered = [100 * (c["qat"] - c["ptq"]) / max(c["float"] - c["ptq"], 1e-9) for c in cells]
     bench.claim("int4_recovered", recovered, "% of the PTQ drop that QAT brings back", ">= 50")
+    low_bit_layers(bench)
+
+
+def low_bit_layers(bench: Bench) -> None:
+    for kind in LOW_BIT:
+        try:
+            require_low_bit(kind, torch.device("cpu"))
+        except (ConfigError, MissingDependencyError) as error:
+            bench.notes.append(f"{kind}: {error}.")
+            continue
+        found = bench.cell({"low-bit": kind}, lambda kind=kind: low_bit(bench, kind))
+        bench.claim(f"{kind}_drop", 100 * (found["float"] - found["accuracy"]), "points of test accuracy lost")
+        bench.claim(f"{kind}_size", found["float_bytes"] / found["bytes"], "bytes of all weights, fp32 / low-bit")
+        ratio = found["speeds"]["low-bit"]["throughput"] / found["speeds"]["eager"]["throughput"]
+        bench.claim(f"{kind}_throughput", ratio, "examples/s at batch 32, low-bit / eager fp32")
 
 
 def folder_of(bench: Bench, seed: int) -> Path:
@@ -92,27 +114,34 @@ def trained(bench: Bench, seed: int, settings: dict[str, Any]) -> Any:
 
 
 def agreement(bench: Bench, target: str) -> dict[str, Any]:
-    format, quantize = EXPORTS[target]
     with trained(bench, 0, {"target": target}) as made, TemporaryDirectory() as folder:
         made.train()
-        result = export.export(
-            made.model,
-            Path(folder) / "export",
-            format=format,
-            quantize=quantize,
-            examples=made.examples(made.eval_dataset, 300),
-            calibration=made.examples(made.train_dataset, 300),
-            collate=made.collate,
-            metrics=made.compute_metrics,
-            max_drop=1,
-            seconds=0,
-        )
-        exported, theirs = judged(bench, result.runtime())
+        exported, theirs = judged(bench, served(made, target, Path(folder)))
         model = copy.deepcopy(made.model).float().eval()
         state = next(one for one in made.optimizations if one.name == "quantization").state_dict()
         Rounding(TARGETS[target], state.get("ranges", {})).attach(model)
         rounded, ours = judged(bench, TorchRuntime(model))
     return {"exported": exported, "rounded": rounded, "agreement": (ours == theirs).float().mean().item()}
+
+
+def served(made: Any, target: str, folder: Path) -> Any:
+    """What serves the model of a trainer: its export, or its low-bit layers."""
+    if EXPORTS[target] is None:
+        made.model.save_pretrained(folder / "model")
+        return TorchRuntime(load_low_bit(folder / "model", target))
+    format, quantize = EXPORTS[target]
+    return export.export(
+        made.model,
+        folder / "export",
+        format=format,
+        quantize=quantize,
+        examples=made.examples(made.eval_dataset, 300),
+        calibration=made.examples(made.train_dataset, 300),
+        collate=made.collate,
+        metrics=made.compute_metrics,
+        max_drop=1,
+        seconds=0,
+    ).runtime()
 
 
 def four_bits(bench: Bench, seed: int) -> dict[str, Any]:
@@ -126,7 +155,34 @@ def four_bits(bench: Bench, seed: int) -> dict[str, Any]:
     return found
 
 
-DEPENDS = (candidates, export, fake_quant, mixed, quantization, rounding, sensitivity)
+def low_bit(bench: Bench, kind: str) -> dict[str, Any]:
+    folder = folder_of(bench, 0)
+    source, model = AutoModelForSequenceClassification.from_pretrained(folder).eval(), load_low_bit(folder, kind)
+    runtimes = {"eager": TorchRuntime(source), "low-bit": TorchRuntime(model)}
+    task, data = banking77()
+    rows = list(data["test"].shuffle(seed=1).select(range(64 if bench.quick else 256)))
+    return {
+        "float": judged(bench, runtimes["eager"])[0],
+        "accuracy": judged(bench, runtimes["low-bit"])[0],
+        "float_bytes": held(source),
+        "bytes": held(model),
+        "speeds": in_turns(bench, runtimes, {"": rows}, task.collator()),
+    }
+
+
+def held(model: torch.nn.Module) -> int:
+    """Bytes that a model's parameters and buffers hold, packed ones as what they are packed in."""
+    return sum(_bytes(tensor) for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    if hasattr(tensor, "__tensor_flatten__"):  # torchao's
+        return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    beside = [getattr(tensor, "SCB", None), getattr(getattr(tensor, "quant_state", None), "absmax", None)]
+    return tensor.nbytes + sum(scales.nbytes for scales in beside if scales is not None)  # bitsandbytes' scales
+
+
+DEPENDS = (candidates, export, fake_quant, low_bit_module, mixed, quantization, rounding, sensitivity)
 
 if __name__ == "__main__":
     main("quantization", body, DEPENDS)

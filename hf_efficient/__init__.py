@@ -63,6 +63,7 @@ _PUBLIC = {
     "efficient": "trainer",
     "exported_pipeline": "exported",
     "load_exported": "exported",
+    "load_low_bit": "low_bit",
 }
 
 __all__ = sorted(["__version__", *_PUBLIC])
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from hf_efficient.errors import NoEffectWarning as NoEffectWarning
     from hf_efficient.exported import exported_pipeline as exported_pipeline
     from hf_efficient.exported import load_exported as load_exported
+    from hf_efficient.low_bit import load_low_bit as load_low_bit
     from hf_efficient.measure import Measurement as Measurement
     from hf_efficient.optimization import Optimization as Optimization
     from hf_efficient.optimization import Order as Order

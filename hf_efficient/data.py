@@ -212,14 +212,20 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _samples(root: Path) -> list[str]:
-    return sorted(file.parent.name for file in root.glob("*/train.csv"))
+    return sorted(folder.name for folder in root.iterdir() if _sample_files(folder, "train"))
 
 
 def _read_sample(name: str, root: Path) -> dict[str, Dataset]:
     if name not in _samples(root):
         raise DataError(unknown("sample", name, _samples(root)))
-    files = {split: root / name / f"{split}.csv" for split in SPLITS}
-    return {split: _read_file(file) for split, file in files.items() if file.is_file()}
+    files = {split: _sample_files(root / name, split) for split in SPLITS}
+    return {split: _read_file(found[0]) for split, found in files.items() if found}
+
+
+def _sample_files(folder: Path, split: str) -> list[Path]:
+    """The file of a split, if there is one: a list of one path, or none."""
+    paths = [folder / f"{split}{suffix}" for suffix in FORMATS]
+    return [path for path in paths if path.is_file()][:1]
 
 
 def _read_file(path: Path) -> Dataset:

@@ -22,6 +22,7 @@ from torch import nn
 from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.functional.batching import spread
 from hf_efficient.machine import MB, PeakMemory, machine, measurement_lock
+from hf_efficient.pretrained import class_of
 from hf_efficient.timing import (
     Runtime,
     TorchRuntime,
@@ -314,13 +315,7 @@ def peak_memory_mb(
 
 
 def _fresh_process(folder: str, batch_file: str, device: str = "cpu") -> dict[str, float]:
-    import transformers
-
-    with open(Path(folder) / "config.json", encoding="utf-8") as file:
-        name = (json.load(file).get("architectures") or ["(none)"])[0]
-    if not hasattr(transformers, name):
-        raise ConfigError(f"config.json in {folder} names the class {name}, which transformers does not have")
-    load = getattr(transformers, name).from_pretrained  # the class is imported by this
+    load = class_of(folder).from_pretrained  # the class is imported by this
     libraries = _peak_resident_mb()
     batch = torch.load(batch_file, weights_only=True)
     TorchRuntime(load(folder).eval().to(device)).predict(batch)

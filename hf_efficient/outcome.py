@@ -50,7 +50,7 @@ class Outcome:
         for known, encoded in self._encodings.values():
             if _vocabulary(known) == _vocabulary(processor):
                 return known, encoded
-        return processor, DatasetDict({name: self.task.encode(split) for name, split in self.data.items()})
+        return processor, self.task.encode_all(self.data)
 
     def export(self, model: Path, folder: Path) -> ExportResult | None:
         """Export the finished model, judged on validation data; an interrupted run finds what it had done."""

@@ -1,14 +1,22 @@
-"""Models by name: folders and Hub ids, loaded with errors that say what to do."""
+"""Models by name: folders and Hub ids, loaded with errors that say what to do; and new ones like them."""
 
 import importlib
 import importlib.util
+import json
 import os
+from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import torch
+import transformers
 
 from hf_efficient.errors import ConfigError, EfficientError
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+NEW = "new:"
+"""Before a model's name: one of its shape, with random weights. A small one is bundled: `new:vit-tiny`."""
 
 
 def resolve_model(name: str) -> str:
@@ -20,6 +28,10 @@ def resolve_model(name: str) -> str:
     Raises:
         ConfigError: ``name`` is a path and no folder is there.
     """
+    if is_new(name):
+        shape = name.removeprefix(NEW)
+        bundled = Path(str(resources.files("hf_efficient.tasks") / "models" / shape))
+        return str(bundled) if shape and bundled.is_dir() else resolve_model(shape)
     path = Path(name).expanduser()
     if name and os.path.isdir(path):
         return str(path)
@@ -31,6 +43,42 @@ def resolve_model(name: str) -> str:
     if is_path or not name:
         raise ConfigError(f"no model there: '{name}'; name a folder written by save_pretrained, or a Hub id")
     return name
+
+
+def is_new(name: str) -> bool:
+    """Whether ``name`` asks for random weights."""
+    return name.startswith(NEW)
+
+
+def new_model(auto_class: Any, config: Any, **kwargs: Any) -> Any:
+    """A model of ``config`` with random weights, in fp32 unless ``kwargs`` say otherwise.
+
+    Raises:
+        ConfigError: ``auto_class`` makes none of this kind.
+    """
+    try:
+        return auto_class.from_config(config, **{"dtype": torch.float32, **kwargs})
+    except ValueError as error:
+        words = " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f"{auto_class.__name__} makes no '{config.model_type}' model ({words}); use another"
+        ) from error
+
+
+def class_of(folder: str | Path) -> Any:
+    """The class of model that config.json in ``folder`` names.
+
+    Raises:
+        ConfigError: no readable config.json, or a class that transformers does not have.
+    """
+    try:
+        found = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        name = (found.get("architectures") or ["(none)"])[0]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{folder} holds no model (config.json: {error}); name a folder that was saved") from error
+    if not hasattr(transformers, name):
+        raise ConfigError(f"config.json in {folder} names the class {name}, which transformers does not have")
+    return getattr(transformers, name)
 
 
 def load_pretrained(auto_class: Any, name: str, **kwargs: Any) -> Any:

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import DatasetDict
 from transformers import EvalPrediction, set_seed
 
 from hf_efficient import __version__
@@ -36,7 +35,7 @@ from hf_efficient.data import load
 from hf_efficient.errors import ConfigError, ExportError
 from hf_efficient.export import ExportResult
 from hf_efficient.exported import exported_pipeline, pipeline_of
-from hf_efficient.files import atomic_folder, write_json, write_text
+from hf_efficient.files import atomic_folder, atomic_path, write_json, write_text
 from hf_efficient.measure import (
     PeakMemory,
     machine,
@@ -165,8 +164,7 @@ class _Job(Outcome):
         task = task_class(settings)
         task.check(data)
         processor = task.load_processor(recipe.model)
-        encoded = DatasetDict({name: task.encode(split) for name, split in data.items()})
-        job = cls(recipe, task, data, encoded, processor)
+        job = cls(recipe, task, data, task.encode_all(data), processor)
         model = task.load_model(recipe.model)
         for name, stage in recipe.stages.items():
             where = f"stages.{name}"
@@ -265,8 +263,9 @@ class _Job(Outcome):
 
     def write_details(self, prediction: EvalPrediction, folder: Path) -> None:
         if PartialState().is_main_process:
-            for name, text in self.task.details(prediction).items():
-                write_text(folder / name, text)
+            for name, content in self.task.details(prediction).items():
+                with atomic_path(folder / name) as temporary:
+                    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     def finish(
         self, folder: Path, before: Path, after: Path, metrics: dict[str, Any], classes: dict[str, dict[str, float]]

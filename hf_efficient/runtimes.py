@@ -43,19 +43,29 @@ class ExportedRuntime(ABC):
             raise ConfigError(f"{folder} holds an export of format '{found}'; load it with {RUNTIMES[found].__name__}")
         self.version = metadata.version(self.packages[0])
         self.folder = Path(folder)
-        options = self._options(threads)
-        try:
-            self.exported = ExportedModel.from_pretrained(folder, device="cpu", **options)
-        except Exception as error:  # each runtime has its own errors for files that it cannot read
-            raise _damaged(folder, error) from error
+        self._load = ExportedModel.from_pretrained
+        self._by_threads: dict[int | None, Any] = {}
+        self._use(threads)
 
     @abstractmethod
     def _options(self, threads: int | None) -> dict[str, Any]:
         """Arguments of transformers' runner for this many threads."""
 
     def set_threads(self, threads: int) -> None:
-        """Compute with this many threads from now on: in a new session, as neither runtime can change an open one."""
-        self.exported.to("cpu", **self._options(threads))
+        """Compute with this many threads from now on.
+
+        In a session of its own, as neither runtime can change an open one; sessions stay open. Closing and opening them
+        by turns, as measurements do, left OpenVINO with one thread of two after some dozen times.
+        """
+        self._use(threads)
+
+    def _use(self, threads: int | None) -> None:
+        if threads not in self._by_threads:
+            try:
+                self._by_threads[threads] = self._load(self.folder, device="cpu", **self._options(threads))
+            except Exception as error:  # each runtime has its own errors for files that it cannot read
+                raise _damaged(self.folder, error) from error
+        self.exported = self._by_threads[threads]
 
     @property
     def inputs(self) -> list[str]:

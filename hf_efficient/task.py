@@ -12,12 +12,13 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, EvalPrediction, PretrainedConfig, PreTrainedModel
 
 from hf_efficient.data import DataSettings, quiet
-from hf_efficient.errors import ConfigError, unknown
-from hf_efficient.pretrained import load_pretrained, resolve_model
+from hf_efficient.errors import ConfigError, DataError, unknown
+from hf_efficient.pretrained import is_new, load_pretrained, new_model, resolve_model
 
 logger = logging.getLogger(__name__)
 
 TASKS = {
+    "image-classification": "hf_efficient.tasks.image_classification:ImageClassification",
     "text-classification": "hf_efficient.tasks.text_classification:TextClassification",
     "token-classification": "hf_efficient.tasks.token_classification:TokenClassification",
 }
@@ -33,9 +34,10 @@ class Task(ABC):
         task = TextClassification(settings)
         task.check(data)                          refuse data that does not fit; learn the labels
         processor = task.load_processor(model)
-        encoded = task.encode(data["train"])      model inputs
+        encoded = task.encode_all(data)           model inputs
         model = task.load_model(model)            with a head for these labels
-        Trainer(model, train_dataset=encoded, data_collator=task.collator(), compute_metrics=task.compute_metrics, ...)
+        Trainer(model, train_dataset=encoded["train"], data_collator=task.collator(),
+                compute_metrics=task.compute_metrics, ...)
 
     Without `check`, the labels are those of the first model that is loaded: that is how a finished model is used.
 
@@ -98,7 +100,7 @@ class Task(ABC):
         return self.processor
 
     def load_model(self, model: str, **kwargs: Any) -> PreTrainedModel:
-        """``model`` (Hub id or folder) in fp32, with a head for `label_names`.
+        """``model`` (Hub id or folder) in fp32, with a head for `label_names`; ``new:<model>``: with random weights.
 
         Fine-tuning a classifier onto other labels is normal: a head of another size is initialised anew, with a
         warning.
@@ -115,8 +117,11 @@ class Task(ABC):
         if self.label_names:
             config.id2label = dict(enumerate(self.label_names))
             config.label2id = {name: index for index, name in enumerate(self.label_names)}
+        auto_class = getattr(transformers, self.auto_model)
+        if is_new(model):
+            return new_model(auto_class, config, **kwargs)
         loaded, info = load_pretrained(
-            getattr(transformers, self.auto_model),
+            auto_class,
             source,
             # 16-bit checkpoints would train in 16 bits, without a master copy of the weights
             **{"dtype": "float32", **kwargs, "config": config},
@@ -149,17 +154,38 @@ class Task(ABC):
                 f"{_shown(self.label_names)}; load the processor of '{model}' before encoding the data"
             )
 
-    def map_batches(self, split: Dataset, function: Callable[[dict[str, list]], dict[str, list]]) -> Dataset:
+    def map_batches(self, split: Dataset, function: Callable[..., dict[str, Any]], **kwargs: Any) -> Dataset:
         """``split`` with its columns replaced by those that ``function`` makes of batches of rows.
 
         `datasets` caches the result on disk by a hash of what ``function`` refers to: let it refer to values, not self.
+
+        Args:
+            kwargs: passed on to `Dataset.map`.
         """
         with quiet() if len(split) < _MANY_ROWS else nullcontext():
-            return split.map(function, batched=True, remove_columns=split.column_names)
+            return split.map(function, batched=True, remove_columns=split.column_names, **kwargs)
+
+    def encode_all(self, data: DatasetDict) -> DatasetDict:
+        """`encode` each split.
+
+        Raises:
+            DataError: a row that cannot be encoded; names its split.
+        """
+        encoded = {}
+        for name, split in data.items():
+            try:
+                encoded[name] = self.encode(split)
+            except DataError as error:
+                raise DataError(f"data.{name}: {error}") from error
+        return DatasetDict(encoded)
 
     @abstractmethod
     def encode(self, split: Dataset) -> Dataset:
-        """Model inputs of each row of ``split``, plus ``labels`` where the row has them."""
+        """Model inputs of each row of ``split``, plus ``labels`` where the row has them.
+
+        Raises:
+            DataError: a row that cannot be encoded; names it.
+        """
 
     @abstractmethod
     def collator(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -173,8 +199,8 @@ class Task(ABC):
         """Name of each class that occurs -> share of its examples that were recognised; empty for tasks without."""
         return {}
 
-    def details(self, prediction: EvalPrediction) -> dict[str, str]:
-        """Name of a file -> its text: what a report on predictions says beside the metrics."""
+    def details(self, prediction: EvalPrediction) -> dict[str, str | bytes]:
+        """Name of a file -> its text or bytes: what a report on predictions shows beside the metrics."""
         return {}
 
     @abstractmethod

@@ -6,6 +6,7 @@ import datasets
 import evaluate
 from seqeval import metrics as entity
 from sklearn.metrics import accuracy_score, f1_score
+from transformers import EvalPrediction
 
 from hf_efficient.functional.tags import OUTSIDE
 
@@ -62,3 +63,9 @@ class EntityMetrics(_InMemory):
             "f1_macro": float(entity.f1_score(*both, average="macro", zero_division=0)),
             "accuracy": float(entity.accuracy_score(*both)),
         }
+
+
+def logits_of(prediction: EvalPrediction) -> Any:
+    """Some models return hidden states, too."""
+    given = prediction.predictions
+    return given[0] if isinstance(given, tuple) else given

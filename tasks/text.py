@@ -2,16 +2,12 @@
 
 from typing import Any
 
-from datasets import Dataset
 from pydantic import Field
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_efficient.data import DataSettings
-from hf_efficient.errors import ConfigError, DataError
+from hf_efficient.errors import ConfigError
 from hf_efficient.task import Task
-
-TEXT = ("string", "large_string")
-"""Types of columns that hold text."""
 
 
 class TextData(DataSettings):
@@ -50,21 +46,3 @@ class TextTask(Task):
                 f"data.max_length is {self.settings.max_length}, but model '{model}' takes at most {limit} tokens; "
                 f"set data.max_length={limit}"
             )
-
-
-def check_type(dataset: Dataset, column: str, allowed: tuple[str, ...], demand: str) -> None:
-    """Refuse a column of another type than ``allowed``.
-
-    Raises:
-        DataError: ``demand``, the type given, and the columns there are.
-    """
-    feature = dataset.features[column]
-    given = getattr(feature, "dtype", type(feature).__name__)
-    if given not in allowed:
-        raise DataError(f"{demand}, got {given}; name another column of {', '.join(dataset.column_names)}")
-
-
-def logits_of(prediction: EvalPrediction) -> Any:
-    """Some models return hidden states, too."""
-    given = prediction.predictions
-    return given[0] if isinstance(given, tuple) else given

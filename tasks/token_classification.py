@@ -10,9 +10,10 @@ from transformers import DataCollatorForTokenClassification, EvalPrediction
 
 from hf_efficient.errors import ConfigError, DataError, unknown
 from hf_efficient.functional.tags import OUTSIDE, split_tag, to_bio
-from hf_efficient.tasks.metrics import EntityMetrics
+from hf_efficient.tasks.columns import TEXT
+from hf_efficient.tasks.metrics import EntityMetrics, logits_of
 from hf_efficient.tasks.tag_report import entity_recalls, entity_report, tag_report
-from hf_efficient.tasks.text import TEXT, TextData, TextTask, logits_of
+from hf_efficient.tasks.text import TextData, TextTask
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class TokenClassification(TextTask):
         found, truth = self._both(prediction)
         return entity_recalls(truth, found)
 
-    def details(self, prediction: EvalPrediction) -> dict[str, str]:
+    def details(self, prediction: EvalPrediction) -> dict[str, str | bytes]:
         """``entities.txt``: each type of entity; ``tags.txt``: each B- and I- tag. As the CoNLL evaluation has them."""
         found, truth = self._both(prediction)
         return {

@@ -10,7 +10,7 @@ LAYERS = [
     {"settings", "files", "machine"},
     {"hub"},
     {"functional", "checkpoint", "pretrained"},
-    {"blocks", "data", "teacher_cache"},
+    {"blocks", "data", "low_bit", "teacher_cache"},
     {"optimization", "timing", "calibration", "capture", "rounding"},
     {"teacher", "cutting", "sensitivity"},
     {"measure"},
@@ -57,7 +57,7 @@ INSTANCES = {
 }
 """Package of instances -> what its modules may import. Only its own test and the command line import them by name."""
 
-TASK_MAY = {"errors", "data", "functional", "task", "tasks"}
+TASK_MAY = {"errors", "data", "functional", "pretrained", "task", "tasks"}
 LONGEST_FILE = 400
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_efficient.errors import ConfigError
-from hf_efficient.pretrained import DEFAULT_MODEL, load_pretrained, resolve_model
+from hf_efficient.pretrained import DEFAULT_MODEL, load_pretrained, new_model, resolve_model
 from tests.tasks.conftest import tiny_checkpoint
 
 
@@ -57,3 +57,19 @@ def test_model_of_another_kind(checkpoint: str) -> None:
 def test_hub_model_that_cannot_be_reached() -> None:
     with pytest.raises(ConfigError, match=r"cannot load 'nobody/nothing' .*huggingface.co/nobody/nothing exists"):
         load_pretrained(AutoTokenizer, "nobody/nothing")
+
+
+def test_new_models_have_the_shape_and_other_weights(checkpoint: str) -> None:
+    assert resolve_model(f"new:{checkpoint}") == checkpoint
+    assert AutoConfig.from_pretrained(resolve_model("new:vit-tiny")).model_type == "vit"
+    for nothing in ("new:", "new:./gone"):
+        with pytest.raises(ConfigError, match="no model there"):
+            resolve_model(nothing)
+    config = AutoConfig.from_pretrained(checkpoint)
+    made = new_model(AutoModelForSequenceClassification, config)
+    old = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    ours, theirs = (model.get_input_embeddings().weight for model in (made, old))
+    assert ours.shape == theirs.shape
+    assert not (ours == theirs).any(dim=1).all()
+    with pytest.raises(ConfigError, match="AutoModelForImageClassification makes no 'bert' model"):
+        new_model(AutoModelForImageClassification, config)

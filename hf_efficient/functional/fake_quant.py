@@ -38,9 +38,17 @@ def fake_quantize_weight(weight: torch.Tensor, bits: int = 8, per: str = "channe
     if per == "group" and rows.shape[1] % group == 0:
         rows = rows.reshape(-1, group)
     most = 2 ** (bits - 1) - 1
-    scales = (rows.detach().abs().amax(1) / most).clamp_min(1e-12).float()
     zeros = torch.zeros(len(rows), dtype=torch.int32, device=weight.device)
-    return torch.fake_quantize_per_channel_affine(rows, scales, zeros, 0, -most, most).reshape(weight.shape)
+    return torch.fake_quantize_per_channel_affine(rows, weight_scales(rows, bits), zeros, 0, -most, most).reshape(
+        weight.shape
+    )
+
+
+def weight_scales(runs: torch.Tensor, bits: int) -> torch.Tensor:
+    """Distance of neighbouring numbers of each run, fp32: the greatest of ``runs`` (..., numbers) is 2^(bits-1) - 1 of
+    them from zero.
+    """
+    return (runs.detach().abs().amax(-1) / (2 ** (bits - 1) - 1)).clamp_min(1e-12).float()
 
 
 class _Floor(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Tags of entities: any of the usual schemes as BIO, and the entities that tags mark."""
+"""Tags of entities: any of the usual schemes as BIO."""
 
 from collections.abc import Sequence
 
@@ -38,16 +38,4 @@ def to_bio(tags: Sequence[str]) -> list[str]:
             goes_on = prefix in _GOES_ON and before[1] == kind and before[0] not in _ENDS
             found.append(f"{'I' if goes_on else 'B'}-{kind}")
         before = (prefix, kind)
-    return found
-
-
-def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(type, first word, last word) of each entity that ``tags``, of any scheme, mark."""
-    found: list[tuple[str, int, int]] = []
-    for index, tag in enumerate(to_bio(tags)):
-        prefix, kind = split_tag(tag)
-        if prefix == "B":
-            found.append((kind, index, index))
-        elif prefix == "I":
-            found[-1] = (kind, found[-1][1], index)
     return found

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 Target = Literal[
-    "onnx-dynamic", "onnx-dynamic-per-channel", "onnx-static", "onnx-static-matmul", "openvino-static", "weights"
+    "onnx-dynamic",
+    "onnx-dynamic-per-channel",
+    "onnx-static",
+    "onnx-static-matmul",
+    "openvino-static",
+    "torchao-int4",
+    "torchao-int8",
+    "weights",
 ]
 TARGETS: dict[str, Scheme] = {
     "onnx-dynamic": Scheme("tensor", "dynamic", embeddings="table"),
@@ -21,6 +28,8 @@ TARGETS: dict[str, Scheme] = {
     "onnx-static": Scheme("channel", "static", embeddings="table"),
     "onnx-static-matmul": Scheme("channel", "static", embeddings=""),
     "openvino-static": Scheme("channel", "static"),
+    "torchao-int4": Scheme("group", bits=4, embeddings=""),
+    "torchao-int8": Scheme("channel", embeddings=""),
     "weights": Scheme("channel"),
 }
 """Way to export -> how it rounds."""
@@ -35,8 +44,8 @@ class Quantization(Optimization):
     """
 
     target: Target = "onnx-dynamic"
-    """What will serve the model, and so decides scales and ranges: format and quantization of the export; or int8
-    `weights` alone."""
+    """What will serve the model, and so decides scales and ranges: format and quantization of the export; the layers
+    that `load_low_bit` makes of torchao; or int8 `weights` alone, tables included."""
     scheme: Literal["int8", "int4", "fixed_point"] = "int8"
     """int8: as the target has it. int4: weights in groups, activations in float. fixed_point: every parameter p becomes
     exactly floor(p / step) * step."""

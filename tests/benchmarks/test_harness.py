@@ -1,6 +1,7 @@
 """Cells are computed once, claims are medians, and the page says what the results say."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def test_a_cell_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         bench(tmp_path).cell({"seed": 0}, fail)
     assert bench(tmp_path).cell({"seed": 0}, lambda: {"value": 1}) == {"value": 1}
+
+
+def test_cells_of_another_benchmark(tmp_path: Path) -> None:
+    first = bench(tmp_path)
+    first.cell({"seed": 0}, lambda: {"value": 1})
+    second = bench(tmp_path)
+    second.name = "other"
+    assert second.cell({"seed": 0}, lambda: {"value": 2}, of=first.name) == {"value": 1}
+    assert second.cell({"seed": 0}, lambda: {"value": 2}) == {"value": 2}
+
+
+def test_alone_is_another_process() -> None:
+    assert harness.alone(os.getpid) != os.getpid()
 
 
 def test_claims(tmp_path: Path) -> None:
