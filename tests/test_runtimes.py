@@ -36,10 +36,12 @@ def test_computes_the_same_with_any_threads(format: str, exports: Exports) -> No
     with torch.no_grad():
         expected = text()(**batch).logits
     runtime = load_runtime(exports("text", format).folder, threads=2)
-    for threads in (2, 1):
+    first = runtime.exported
+    for threads in (2, 1, 2):
         runtime.set_threads(threads)
         assert asked_threads(runtime) == threads
         torch.testing.assert_close(runtime.predict(batch).logits, expected, rtol=1e-4, atol=1e-5)
+    assert runtime.exported is first  # no session is opened twice
 
 
 def asked_threads(runtime: Any) -> int:
