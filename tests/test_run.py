@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from hf_efficient import ConfigError, ExportError, MissingDependencyError, Recipe
 from hf_efficient.measure import measure
+from hf_efficient.pretrained import class_of
 from hf_efficient.recipe import bundled
 from hf_efficient.run import newest_unfinished, run
 from tests.tasks.conftest import tiny_checkpoint
@@ -44,7 +45,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(AutoModelForSequenceClassification.from_pretrained(folder).state_dict())
+    return dict(class_of(folder).from_pretrained(folder).state_dict())
 
 
 def test_run_leaves_everything_in_one_folder(recipe: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments
 from hf_efficient.candidates import CANDIDATES
 from hf_efficient.functional.fake_quant import fake_quantize_weight, fixed_point
+from hf_efficient.low_bit import LOW_BIT
 from hf_efficient.optimizations.quantization import TARGETS, Quantization
 from tests.test_parity import build
 
@@ -24,14 +25,15 @@ def linear(trainer: Any) -> torch.Tensor:
 
 
 def test_targets_are_ways_to_export() -> None:
-    assert set(TARGETS) - {"weights"} <= {"-".join(key) for key in CANDIDATES}
+    assert set(TARGETS) - {"weights"} <= {"-".join(key) for key in CANDIDATES} | set(LOW_BIT)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_weights_end_on_the_grid_of_the_target(target: str, tmp_path: Path) -> None:
     trainer = trained(tmp_path, target=target)
     weight = linear(trainer)
-    assert torch.allclose(fake_quantize_weight(weight, per=TARGETS[target].weights), weight, atol=1e-7)
+    scheme = TARGETS[target]
+    assert torch.allclose(fake_quantize_weight(weight, scheme.bits, scheme.weights, scheme.group), weight, atol=1e-7)
     assert not any(module._forward_pre_hooks for module in trainer.model.modules())
     described = trainer.optimizations[0].describe()
     assert described["target"] == target

@@ -30,20 +30,16 @@ def turned(x: float, y: float, degrees: float) -> tuple[float, float]:
 
 
 def drawn(kind: str, chance: np.random.Generator) -> bytes:
-    """A figure of any colour, size, place and turn, before another that is smaller and of no class: a PNG file."""
+    """A dark figure on light paper, of any size and place, turned a little: a PNG file."""
     side = SIZE * FINE
-    paper, ink, other = (tuple(int(value) for value in chance.integers(0, 256, 3)) for _ in range(3))
-    while sum(abs(a - b) for a, b in zip(paper, ink, strict=True)) < 150:
-        ink = tuple(int(value) for value in chance.integers(0, 256, 3))
+    paper = tuple(int(value) for value in chance.integers(190, 256, 3))
+    ink = tuple(int(value) for value in chance.integers(0, 100, 3))
     picture = Pictures.new("RGB", (side, side), paper)
-    pen = ImageDraw.Draw(picture)
-    left, top = chance.uniform(0, 0.8 * side, 2)
-    pen.line([left, top, left + chance.uniform(-1, 1) * side, top + 0.5 * side], fill=other, width=FINE * 2)
-    radius = chance.uniform(0.2, 0.36) * side
+    radius = chance.uniform(0.26, 0.4) * side
     across, down = chance.uniform(radius, side - radius, 2)
-    turn = chance.uniform(0, 360)
+    turn = chance.uniform(-15, 15)
     found = [turned(radius * x, radius * y, turn) for x, y in corners(kind)]
-    pen.polygon([(across + x, down + y) for x, y in found], fill=ink)
+    ImageDraw.Draw(picture).polygon([(across + x, down + y) for x, y in found], fill=ink)
     file = io.BytesIO()
     picture.resize((SIZE, SIZE), Pictures.Resampling.BOX).save(file, format="PNG", optimize=True)
     return file.getvalue()
