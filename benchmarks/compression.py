@@ -43,8 +43,8 @@ EXPORTS = {"batches": ("openvino", "static"), "single": ("onnx", "dynamic-per-ch
 SEEDS = (0, 1, 2)
 FINETUNE_EPOCHS, EPOCHS, RATE = 4, 12, 6e-4
 VOCABULARY = 12_000
-"""Tokens that stay: those of the training data, 4,267, and the commonest others. Without these, a twentieth of the test
-texts lost a word, and that was all the accuracy that was lost."""
+"""Tokens that stay: those of the training data, 4,267, and the commonest others. Without these, 197 of the 3,080
+test texts have tokens that are spelled out, and nearly all the accuracy that was lost was lost on them."""
 HOW = {"epochs": EPOCHS, "vocabulary": VOCABULARY}
 TIMED_EXAMPLES = 256
 FAST = {"length_batching": {}, "precision": {"dtype": "bf16"}}

@@ -149,8 +149,7 @@ class Bench:
 def alone(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)`` in a process of its own.
 
-    For what is timed: threads and memory that trainings and other runtimes left in this process slowed a runtime to
-    half its speed, now and then.
+    For what is timed: the threads and memory that trainings left in this process have no part in it.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()

@@ -5,7 +5,6 @@ config.json holds its shapes in that place, and transformers would ignore one of
 then the low-bit layers.
 """
 
-import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from hf_efficient.errors import ConfigError, MissingDependencyError, unknown
+from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.functional.fake_quant import weight_scales
 from hf_efficient.pretrained import class_of, load_pretrained
+from hf_efficient.runtimes import require_packages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -152,10 +152,7 @@ def require_low_bit(kind: str, device: torch.device) -> None:
         ConfigError, MissingDependencyError: as for `load_low_bit`.
     """
     package = LOW_BIT[kind].package
-    try:
-        importlib.import_module(package)
-    except ImportError as error:
-        raise MissingDependencyError(f"'{kind}'", package, package) from error
+    require_packages([package], f"'{kind}'", package)
     try:
         with torch.no_grad():
             given = nn.Linear(2 * BLOCK, BLOCK)
