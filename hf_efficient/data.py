@@ -3,50 +3,33 @@
 Every finding about bad data is a DataError that names the source, so that tasks see only rows they can use.
 """
 
-import difflib
-import glob
-import hashlib
-import json
 import os
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
-import pandas as pd
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict
 from pydantic import BaseModel, ConfigDict, Field
 from sklearn.model_selection import train_test_split
 
 from hf_efficient.errors import DataError, unknown
+from hf_efficient.reading import FORMATS, read_file, read_folder
 
 SPLITS = ("train", "validation", "test")
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-"""File suffix -> builder of `datasets` that reads it."""
-
 SAMPLE = "sample:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _SHOWN_ROWS = 5
-_HINTS = {
-    "csv": "Give it a header line, as many fields in each row as in the header, and quotes around "
-    "fields that hold a separator or a line break",
-    "json": "Write one JSON object per line, or one list of objects",
-    "parquet": "Write the file again",
-}
 
 
 class DataSettings(BaseModel):
     """Where the data is; each task adds the columns it reads.
 
-    A source is ``sample:<name>`` (bundled), a csv, tsv, json, jsonl or parquet file, or a Hub data set
-    (``user/name`` or ``user/name:config``).
+    A source is ``sample:<name>`` (bundled), a csv, tsv, json, jsonl, parquet or conll file, a folder with images or
+    recordings in a folder for each class, or a Hub data set (``user/name`` or ``user/name:config``).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -191,11 +174,12 @@ def _read(source: str, split: str, root: Path) -> dict[str, Dataset]:
     if source.startswith(SAMPLE):
         return _read_sample(source.removeprefix(SAMPLE), root)
     if os.path.exists(source) or _looks_like_path(source):
-        return {split: _read_file(Path(source).expanduser())}
+        path = Path(source).expanduser()
+        return {split: read_folder(path) if os.path.isdir(path) else read_file(path)}
     if not _HUB_ID.fullmatch(source):  # a bare name such as "json" means a reader to `datasets`
         raise DataError(
-            f"data.{split}: '{source}' is neither a file ({', '.join(FORMATS)}) nor a Hub data set (user/name or "
-            f"user/name:config) nor a sample ({', '.join(SAMPLE + name for name in _samples(root))})"
+            f"data.{split}: '{source}' is neither a file ({', '.join(FORMATS)}) nor a folder nor a Hub data set "
+            f"(user/name or user/name:config) nor a sample ({', '.join(SAMPLE + name for name in _samples(root))})"
         )
     return _read_hub(source)
 
@@ -219,131 +203,13 @@ def _read_sample(name: str, root: Path) -> dict[str, Dataset]:
     if name not in _samples(root):
         raise DataError(unknown("sample", name, _samples(root)))
     files = {split: _sample_files(root / name, split) for split in SPLITS}
-    return {split: _read_file(found[0]) for split, found in files.items() if found}
+    return {split: read_file(found[0]) for split, found in files.items() if found}
 
 
 def _sample_files(folder: Path, split: str) -> list[Path]:
     """The file of a split, if there is one: a list of one path, or none."""
     paths = [folder / f"{split}{suffix}" for suffix in FORMATS]
     return [path for path in paths if path.is_file()][:1]
-
-
-def _read_file(path: Path) -> Dataset:
-    if os.path.isdir(path):
-        raise DataError(f"{path} is a folder; name one file in it ({', '.join(FORMATS)})")
-    if not os.path.isfile(path):  # of os.path, which takes a name that is too long for "no such file"
-        raise DataError(f"no file {path}{_near(path)}")
-    if path.suffix.lower() not in FORMATS:
-        raise DataError(f"cannot read {path}: unknown suffix '{path.suffix}'. Allowed: {', '.join(FORMATS)}")
-    builder_name = FORMATS[path.suffix.lower()]
-    try:
-        return _build(path, builder_name)
-    except DataError:
-        raise
-    # Broken files raise whatever the reader at hand raises: datasets, pandas, Arrow, archives by their first bytes
-    except Exception as error:
-        raise DataError(f"cannot read {path}: {_reason(error, path)}. {_HINTS[builder_name]}") from error
-
-
-def _near(path: Path) -> str:
-    if not os.path.isdir(path.parent):
-        return f": there is no folder {path.parent} here"
-    files = [file.name for file in path.parent.iterdir() if file.is_file()]
-    near = difflib.get_close_matches(path.name, files, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else "; check the path"
-
-
-def _build(path: Path, builder_name: str) -> Dataset:
-    content = _content_hash(path, builder_name)
-    with quiet():
-        options: dict[str, Any] = {}
-        if not path.stat().st_size or (builder_name == "parquet" and not pq.read_metadata(path).num_rows):
-            raise DataError(f"{path} is empty; it needs a row of data")
-        if builder_name == "csv":
-            options = _csv_options(path)
-        files = {"train": glob.escape(str(path.resolve()))}
-        # `datasets` knows a file again by its path and time only; naming the configuration after the content keeps it
-        # from serving what an equally old file of that name held before
-        builder = datasets.load_dataset_builder(builder_name, name=content, data_files=files, **options)
-        builder.download_and_prepare()
-        if not builder.info.splits["train"].num_examples:
-            raise DataError(f"{path} has no rows, at most a header; it needs a row of data")
-        return builder.as_dataset("train")
-
-
-def _content_hash(path: Path, builder_name: str) -> str:
-    """Hash of the bytes; on the way, refuse what Arrow would let pass or die of."""
-    digest, began = hashlib.sha256(), False
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            digest.update(line)
-            if builder_name != "parquet":
-                _check_utf8(line, f"cannot read {path}: line {number}")
-            # A null where an object should begin makes Arrow's parser crash the process (apache/arrow issue 47409)
-            if builder_name == "json" and (line if began else line.lstrip()).startswith(b"null"):
-                raise DataError(f"cannot read {path}: line {number} is null. {_HINTS['json']}")
-            began = began or bool(line.strip())
-    return digest.hexdigest()[:16]
-
-
-def _check_utf8(line: bytes, where: str) -> None:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        raise DataError(f"{where} is not UTF-8 text; save the file as UTF-8") from None
-
-
-def _csv_options(path: Path) -> dict[str, Any]:
-    """Every column as text, as written: no "NA" or "None" taken for a missing value, no "007" for a 7."""
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    header = pd.read_csv(path, sep=separator, nrows=0, index_col=False)
-    text = datasets.Features({str(column): datasets.Value("string") for column in header.columns})
-    # index_col: else pandas takes the first column for row names where each row has a field too many
-    return {"sep": separator, "features": text, "keep_default_na": False, "na_values": [""], "index_col": False}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and log lines of `datasets`, for work that takes seconds; what goes wrong is told as DataError.
-
-    The settings of the caller are back afterwards.
-    """
-    verbosity, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Cannot .*able progress bars")  # an environment variable decides
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # fields would be dropped
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            datasets.logging.set_verbosity(verbosity)
-            if not hidden:
-                datasets.enable_progress_bars()
-
-
-def _reason(error: BaseException, path: Path) -> str:
-    """What is wrong, in the words of the library that read the file; the line for JSON."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, StopIteration):
-        return "there are no rows in it"
-    if path.suffix.lower() == ".jsonl" and (line := _bad_json_line(path)):
-        return f"line {line} is not valid JSON"
-    if isinstance(error, pd.errors.ParserWarning):
-        return "the rows have more fields than the header"
-    words = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return words.removeprefix("Error tokenizing data. C error: ").rstrip(".")
-
-
-def _bad_json_line(path: Path) -> int | None:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                json.loads(line if line.strip() else "{}")
-            except ValueError:
-                return number
-    return None
 
 
 def _read_hub(source: str) -> dict[str, Dataset]:

@@ -113,7 +113,10 @@ def compare(
     with np.errstate(invalid="ignore"):
         difference = np.abs(model_logits - export_logits)
     is_regression = model_logits.shape[-1] == 1
-    same = model_logits.argmax(-1) == export_logits.argmax(-1)
+    if answers.labels and answers.labels[0].shape == answers.model[0].shape:  # several classes for each example
+        same = (model_logits > 0) == (export_logits > 0)
+    else:
+        same = model_logits.argmax(-1) == export_logits.argmax(-1)
     return Comparison(
         examples=len(examples),
         max_difference=float(difference.max()) if np.isfinite(export_logits).all() else math.nan,

@@ -11,9 +11,10 @@ import transformers
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, EvalPrediction, PretrainedConfig, PreTrainedModel
 
-from hf_efficient.data import DataSettings, quiet
+from hf_efficient.data import DataSettings
 from hf_efficient.errors import ConfigError, DataError, unknown
 from hf_efficient.pretrained import is_new, load_pretrained, new_model, resolve_model
+from hf_efficient.reading import quiet
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Task(ABC):
 
     data_settings: ClassVar[type[DataSettings]] = DataSettings
 
-    main_metric: ClassVar[str] = "accuracy"
+    main_metric: str = "accuracy"
     """The metric by which checkpoints, targets and trials are compared."""
 
     greater_is_better: ClassVar[bool] = True

@@ -1,40 +1,31 @@
-"""What tasks with one class per example share: labels by name or number, metrics, recalls, a confusion matrix."""
+"""What tasks with a label per example share: the labels, metrics and reports of its kind."""
 
-import re
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_efficient.data import DataSettings
-from hf_efficient.errors import DataError, unknown
-from hf_efficient.functional.confidence import calibration_error
 from hf_efficient.task import Task
-from hf_efficient.tasks.columns import TEXT, check_type
-from hf_efficient.tasks.confusion import confusion_png
-from hf_efficient.tasks.metrics import ClassificationMetrics, logits_of
-
-_LABEL = (*TEXT, "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-
-
-class LabelledData(DataSettings):
-    """The column of the class."""
-
-    label: str = "label"
-    """Column of the class: a name or a whole number."""
-
-    def label_column(self) -> str:
-        return self.label
+from hf_efficient.tasks.metrics import logits_of
+from hf_efficient.tasks.targets import TARGETS, LabelledData
 
 
 class Classification(Task):
-    """One class per example; what the example is, the class below this one knows."""
+    """A label per example; what the example is, the class below this one knows.
+
+    Attributes:
+        target: what the label is.
+    """
 
     settings: LabelledData
+
+    def __init__(self, settings: LabelledData):
+        super().__init__(settings)
+        self.target = TARGETS[settings.problem_type](settings)
+        self.main_metric = self.target.main_metric
 
     @abstractmethod
     def check_inputs(self, dataset: Dataset, where: str) -> None:
@@ -47,88 +38,37 @@ class Classification(Task):
     def check(self, data: DatasetDict) -> None:
         for split, dataset in data.items():
             self.check_inputs(dataset, f"data.{split}")
-            self._check_labels(dataset, f"data.{split}")
+            self.target.check(dataset, f"data.{split}")
         super().check(data)
-        if len(self.label_names) < 2:
-            raise DataError(f"data.train has one class only ({self.label_names[0]}); classification needs two or more")
-        seen = set(self._names(data["train"]))
         for split in set(data) - {"train"}:
-            self._check_labels_seen(data[split], seen, split)
+            self.target.check_seen(data[split], split, data["train"])
 
     def labels(self, data: DatasetDict) -> list[str]:
-        """Names of the classes of train: as declared by a ClassLabel, else sorted, numbers by value."""
-        feature = data["train"].features[self.settings.label]
-        if isinstance(feature, ClassLabel):
-            return list(feature.names)
-        return sorted(set(self._names(data["train"])), key=_by_value)
+        return self.target.names(data["train"])
 
     def load_model(self, model: str, **kwargs: Any) -> PreTrainedModel:
         loaded = super().load_model(model, **kwargs)
-        loaded.config.problem_type = "single_label_classification"
+        loaded.config.problem_type = self.target.problem_type
         return loaded
 
-    def indexer(self, split: Dataset) -> Callable[[list[Any]], list[int]] | None:
-        """What turns values of the label column of ``split`` into indices of classes; None where it has no labels.
-
-        It refers to values only, as `map_batches` asks.
-        """
-        feature = split.features.get(self.settings.label)
-        if feature is None:
+    def indexer(self, split: Dataset) -> Callable[[list[Any]], list[Any]] | None:
+        """What turns values of the label column of ``split`` into labels; None where it has no such column."""
+        if self.settings.label not in split.features:
             return None
-        indices = {name: index for index, name in enumerate(self.label_names)}
-        return lambda values: [_index(_name(value, feature), indices) for value in values]
+        return self.target.indexer(split, self.label_names)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Accuracy, macro F1 and calibration error from logits (examples, classes) and class indices (examples,)."""
-        logits, labels = logits_of(prediction), prediction.label_ids
-        found = ClassificationMetrics().compute(predictions=logits.argmax(axis=-1), references=labels)
-        return {**found, "calibration_error": calibration_error(logits, labels)}
+        """Those of the kind of label, from logits (examples, outputs) and labels (examples, ...)."""
+        return self.target.metrics(*_arrays(prediction))
 
     def per_class(self, prediction: EvalPrediction) -> dict[str, float]:
         """Recall of each class that occurs."""
-        labels = np.asarray(prediction.label_ids)
-        right = logits_of(prediction).argmax(axis=-1) == labels
-        return {self.label_names[index]: float(right[labels == index].mean()) for index in sorted(set(labels.tolist()))}
+        return self.target.per_class(*_arrays(prediction), self.label_names)
 
     def details(self, prediction: EvalPrediction) -> dict[str, str | bytes]:
-        """``confusion.png``: which classes are taken for which."""
-        said = logits_of(prediction).argmax(axis=-1)
-        return {"confusion.png": confusion_png(np.asarray(prediction.label_ids), said, self.label_names)}
-
-    def _names(self, dataset: Dataset) -> list[str]:
-        feature = dataset.features[self.settings.label]
-        return [_name(value, feature) for value in dataset[self.settings.label]]
-
-    def _check_labels(self, dataset: Dataset, where: str) -> None:
-        label, feature = self.settings.label, dataset.features[self.settings.label]
-        allowed = f"{where}: column '{label}' must hold one name or whole number per row"
-        if isinstance(feature, ClassLabel):
-            if -1 in dataset.unique(label):
-                raise DataError(f"{allowed}, got rows without a label (-1); use rows that have one")
-        elif not isinstance(feature, datasets.Json):  # names and numbers mixed
-            check_type(dataset, label, _LABEL, allowed)
-
-    def _check_labels_seen(self, dataset: Dataset, seen: set[str], split: str) -> None:
-        names = self._names(dataset)
-        for name in names:
-            if name not in seen:
-                raise DataError(
-                    f"data.{split} has {names.count(name)} rows labelled '{name}', but data.train has none; "
-                    f"add such rows to train, remove them from {split}, or correct the label"
-                )
+        """``classes.txt`` and ``confusion.png``, where there are classes."""
+        return self.target.details(*_arrays(prediction), self.label_names)
 
 
-def _name(value: Any, feature: Any) -> str:
-    return feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
-
-
-def _index(name: str, indices: dict[str, int]) -> int:
-    if name not in indices:
-        raise DataError(f"{unknown('label', name, indices)}; the model has no class for it")
-    return indices[name]
-
-
-def _by_value(name: str) -> tuple[bool, float, str]:
-    """Sort key: whole numbers by value, before names."""
-    is_number = re.fullmatch(r"-?\d+", name) is not None
-    return (not is_number, int(name) if is_number else 0, name)
+def _arrays(prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(logits_of(prediction)), np.asarray(prediction.label_ids)

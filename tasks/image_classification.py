@@ -1,4 +1,4 @@
-"""Image classification: one label per image."""
+"""Image classification: a class, several, or a number for each image."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -8,14 +8,15 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from datasets import Array3D, Dataset, Features, Value
+from datasets import Array3D, Dataset, Features
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_efficient.errors import ConfigError, DataError
 from hf_efficient.pretrained import load_pretrained, resolve_model
-from hf_efficient.tasks.classification import Classification, LabelledData
+from hf_efficient.tasks.classification import Classification
 from hf_efficient.tasks.columns import TEXT
+from hf_efficient.tasks.targets import LabelledData
 
 _BYTES = ("binary", "large_binary")
 _AT_ONCE = 100  # images in memory at their full size
@@ -38,7 +39,7 @@ class ImageClassificationData(LabelledData):
 
 
 class ImageClassification(Classification):
-    """One label per image. Images are read and resized once; what is left, per batch, is arithmetic."""
+    """A label per image. Images are read and resized once; what is left, per batch, is arithmetic."""
 
     name = "image-classification"
     pipeline = "image-classification"
@@ -79,7 +80,7 @@ class ImageClassification(Classification):
         return loaded
 
     def encode(self, split: Dataset) -> Dataset:
-        """``pixel_values`` uint8 (channels, height, width), resized, to be scaled by the collator; ``labels`` int64."""
+        """``pixel_values`` uint8 (channels, height, width), resized, to be scaled by the collator; ``labels``."""
         processor, mode, indices = self.processor, self._mode, self.indexer(split)
         column, label, folders = self.settings.image, self.settings.label, self.settings.folders()
         if isinstance(split.features[column], datasets.Image):
@@ -94,7 +95,7 @@ class ImageClassification(Classification):
 
         first = split[0][column]
         shape = _resized(processor, [_opened(first, 0, mode, folders)])[0].shape
-        features = {"pixel_values": Array3D(shape, "uint8"), "labels": Value("int64")}
+        features = {"pixel_values": Array3D(shape, "uint8"), "labels": self.target.feature()}
         if indices is None:
             del features["labels"]
         options = {"with_indices": True, "batch_size": _AT_ONCE, "features": Features(features)}
@@ -133,7 +134,8 @@ class ImageCollator:
             )
         )
         if "labels" in rows[0]:
-            batch["labels"] = torch.as_tensor([int(row["labels"]) for row in rows])
+            labels = torch.as_tensor(np.asarray([row["labels"] for row in rows]))
+            batch["labels"] = labels.float() if labels.is_floating_point() else labels
         return batch
 
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
 from seqeval import metrics as entity
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import EvalPrediction
@@ -34,6 +36,51 @@ class ClassificationMetrics(_InMemory):
         return {
             "accuracy": float(accuracy_score(references, predictions)),
             "f1_macro": float(f1_score(references, predictions, average="macro", zero_division=0.0)),
+        }
+
+
+class MultiLabelMetrics(_InMemory):
+    """Micro and macro F1, and the share of examples whose classes are all right; in [0, 1]."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        marks = datasets.List(datasets.Value("int64"))
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            inputs_description="predictions, references: 0 or 1 for each class",
+            features=datasets.Features({"predictions": marks, "references": marks}),
+        )
+
+    def _compute(self, predictions: list[list[int]], references: list[list[int]]) -> dict[str, float]:
+        truth, said = np.asarray(references), np.asarray(predictions)
+        return {
+            "f1_micro": float(f1_score(truth, said, average="micro", zero_division=0.0)),
+            "f1_macro": float(f1_score(truth, said, average="macro", zero_division=0.0)),
+            "accuracy": float((truth == said).all(-1).mean()),
+        }
+
+
+class RegressionMetrics(_InMemory):
+    """Pearson's and Spearman's correlation (0 where all predictions are the same), mean absolute and root mean squared
+    error in the unit of the numbers."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        number = datasets.Value("float64")
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            inputs_description="predictions, references: numbers, one per example",
+            features=datasets.Features({"predictions": number, "references": number}),
+        )
+
+    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
+        said, truth = np.asarray(predictions), np.asarray(references)
+        varies = np.ptp(said) > 0 and np.ptp(truth) > 0
+        return {
+            "pearson": float(pearsonr(said, truth).statistic) if varies else 0.0,
+            "spearman": float(spearmanr(said, truth).statistic) if varies else 0.0,
+            "mae": float(np.abs(said - truth).mean()),
+            "rmse": float(np.sqrt(np.square(said - truth).mean())),
         }
 
 

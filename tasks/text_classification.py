@@ -1,4 +1,4 @@
-"""Text classification: one label per text, or per pair of texts."""
+"""Text classification: a class, several, or a number for each text or pair of texts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
-from hf_efficient.tasks.classification import Classification, LabelledData
+from hf_efficient.tasks.classification import Classification
 from hf_efficient.tasks.columns import TEXT, check_type
+from hf_efficient.tasks.targets import LabelledData
 from hf_efficient.tasks.text import TextData, TextTask
 
 
@@ -25,7 +26,7 @@ class TextClassificationData(TextData, LabelledData):
 
 
 class TextClassification(Classification, TextTask):
-    """One label per text, or per pair of texts."""
+    """A label per text, or per pair of texts."""
 
     name = "text-classification"
     pipeline = "text-classification"
@@ -39,7 +40,7 @@ class TextClassification(Classification, TextTask):
             check_type(dataset, column, TEXT, f"{where}: column '{column}' must hold text")
 
     def encode(self, split: Dataset) -> Dataset:
-        """``input_ids``, ``attention_mask`` and so on, cut to ``max_length`` and not padded; ``labels`` int64."""
+        """``input_ids``, ``attention_mask`` and so on, cut to ``max_length`` and not padded; ``labels``."""
         tokenizer, settings, indices = self.processor, self.settings, self.indexer(split)
 
         def tokenize(batch: dict[str, list]) -> dict[str, list]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
+from pydantic import Field
 from transformers import DataCollatorForTokenClassification, EvalPrediction
 
 from hf_efficient.errors import ConfigError, DataError, unknown
@@ -14,11 +15,14 @@ from hf_efficient.tasks.columns import TEXT
 from hf_efficient.tasks.metrics import EntityMetrics, logits_of
 from hf_efficient.tasks.tag_report import entity_recalls, entity_report, tag_report
 from hf_efficient.tasks.text import TextData, TextTask
+from hf_efficient.tasks.windows import documents, first_pieces, owners
 
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
 """Label of what has none: special tokens, and all pieces of a word but the first."""
+
+_TEXT = "text"  # column of the row that a window is of, while encoding
 
 
 class TokenClassificationData(TextData):
@@ -29,6 +33,9 @@ class TokenClassificationData(TextData):
 
     tags: str = "ner_tags"
     """Column of their tags: a list as long; BIO, IOB1, IOBES or BILOU, as names or as numbers of named classes."""
+
+    stride: int | None = Field(default=None, ge=0)
+    """Texts longer than ``max_length`` become windows that overlap by so many tokens; null cuts the texts instead."""
 
     def columns(self) -> list[str]:
         return [self.tokens, self.tags]
@@ -44,6 +51,11 @@ class TokenClassification(TextTask):
     data_settings = TokenClassificationData
 
     settings: TokenClassificationData
+
+    def __init__(self, settings: TokenClassificationData):
+        super().__init__(settings)
+        self._documents: dict[tuple[tuple[int, ...], ...], list[list[int]]] = {}
+        """Labels of each row of an encoded split -> the rows of each text."""
 
     def check(self, data: DatasetDict) -> None:
         for split, dataset in data.items():
@@ -67,32 +79,53 @@ class TokenClassification(TextTask):
             )
         if getattr(tokenizer, "add_prefix_space", None) is False:  # byte-level ones take words with a space before
             tokenizer = super().load_processor(model, **{**kwargs, "add_prefix_space": True})
+        room = self.settings.max_length - tokenizer.num_special_tokens_to_add()
+        if self.settings.stride is not None and self.settings.stride >= room:
+            raise ConfigError(
+                f"data.stride is {self.settings.stride}, but with data.max_length={self.settings.max_length} a window "
+                f"has room for {room} tokens of text; set data.stride below that"
+            )
         return tokenizer
 
     def encode(self, split: Dataset) -> Dataset:
-        """``input_ids`` and so on, cut to ``max_length``; ``labels``: each word's tag at its first piece."""
+        """``input_ids`` and so on, of ``max_length`` at most; ``labels``: each word's tag at its first piece.
+
+        With a ``stride``, a long text becomes several rows, and each word has its label in the row that sees most of
+        what is around it.
+        """
         tokenizer, settings = self.processor, self.settings
         indices = {name: index for index, name in enumerate(self.label_names)}
         feature = split.features.get(settings.tags)
         names = _names(feature)
         words = sum(len(row) for row in split[settings.tokens])
 
-        def tokenize(batch: dict[str, list]) -> dict[str, list]:
+        def tokenize(batch: dict[str, list], rows: list[int]) -> dict[str, list]:
             encoded = tokenizer(
-                batch[settings.tokens], is_split_into_words=True, truncation=True, max_length=settings.max_length
+                batch[settings.tokens],
+                is_split_into_words=True,
+                truncation=True,
+                max_length=settings.max_length,
+                return_overflowing_tokens=settings.stride is not None,
+                stride=settings.stride or 0,
             )
+            texts = encoded.pop("overflow_to_sample_mapping", range(len(rows)))
             if feature is not None:
-                tagged = [to_bio([_name(tag, names) for tag in tags]) for tags in batch[settings.tags]]
-                encoded["labels"] = [_labels(encoded.word_ids(row), tags, indices) for row, tags in enumerate(tagged)]
-            return dict(encoded)
+                encoded["labels"] = []
+                for windows in documents(texts):
+                    tags = to_bio([_name(tag, names) for tag in batch[settings.tags][texts[windows[0]]]])
+                    encoded["labels"] += _labels([encoded.word_ids(row) for row in windows], tags, indices)
+            return {**encoded, _TEXT: [rows[text] for text in texts]}
 
-        made = self.map_batches(split, tokenize)
+        made = self.map_batches(split, tokenize, with_indices=True)
+        texts, made = made[_TEXT], made.remove_columns(_TEXT)
         if feature is not None:
-            judged = sum(label != IGNORED for row in made["labels"] for label in row)
-            if judged < words:
+            judged = _judged(made["labels"])
+            self._documents[judged] = documents(texts)
+            if (missing := words - sum(map(len, judged))) > 0:
                 logger.warning(
-                    "%d of %d words lie beyond data.max_length=%d and are neither learnt nor judged; raise it",
-                    *(words - judged, words, settings.max_length),
+                    "%d of %d words lie beyond data.max_length=%d and are neither learnt nor judged; raise it, or set "
+                    "data.stride",
+                    *(missing, words, settings.max_length),
                 )
         return made
 
@@ -126,14 +159,27 @@ class TokenClassification(TextTask):
         return " ".join(example[self.settings.tokens])
 
     def preprocess(self, inputs: list[Any]) -> dict[str, Any]:
-        """Tokenised, cut to ``max_length`` and padded to the longest."""
-        limit = self.settings.max_length
-        return self.processor(inputs, truncation=True, max_length=limit, padding=True, return_tensors="pt")
+        """Tokenised, cut to ``max_length`` or into windows of it, and padded to the longest."""
+        settings = self.settings
+        encoded = self.processor(
+            inputs,
+            truncation=True,
+            max_length=settings.max_length,
+            return_overflowing_tokens=settings.stride is not None,
+            stride=settings.stride or 0,
+            padding=True,
+            return_tensors="pt",
+        )
+        encoded.pop("overflow_to_sample_mapping", None)
+        return encoded
 
     def _both(self, prediction: EvalPrediction) -> tuple[list[list[str]], list[list[str]]]:
         """Tags said and tags given, of each word that has one; texts without any are left out."""
         said, labels = np.asarray(logits_of(prediction)).argmax(-1), np.asarray(prediction.label_ids)
-        rows = [(found[given != IGNORED], given[given != IGNORED]) for found, given in zip(said, labels, strict=True)]
+        kept = labels != IGNORED
+        # Nothing but labels comes back from an evaluation: they tell which split it was of
+        groups = self._documents.get(_judged(labels.tolist()), [[row] for row in range(len(labels))])
+        rows = [(said[group][kept[group]], labels[group][kept[group]]) for group in groups]
         return (
             [to_bio([self.label_names[index] for index in found]) for found, _ in rows if len(found)],
             [[self.label_names[index] for index in given] for _, given in rows if len(given)],
@@ -184,13 +230,19 @@ def _name(tag: Any, names: Sequence[str] | None) -> str:
     return str(tag) if names is None else names[tag]
 
 
-def _labels(words: Sequence[int | None], tags: Sequence[str], indices: dict[str, int]) -> list[int]:
-    """For each piece, given the word it is of: that word's tag if it is the first piece."""
-    found, before = [], None
-    for word in words:
-        is_first = word is not None and word != before
-        found.append(_index(tags[word], indices) if is_first else IGNORED)  # type: ignore[index]
-        before = word
+def _judged(labels: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(label for label in row if label != IGNORED) for row in labels)
+
+
+def _labels(windows: list[Sequence[int | None]], tags: Sequence[str], indices: dict[str, int]) -> list[list[int]]:
+    """For each piece of a text's windows, given the word it is of: that word's tag if it is the first piece, and in
+    the window that owns the word."""
+    owner = owners(windows)
+    found = [[IGNORED] * len(words) for words in windows]
+    for number, words in enumerate(windows):
+        for place in first_pieces(words):
+            if owner[words[place]] == number:  # type: ignore[index]
+                found[number][place] = _index(tags[words[place]], indices)  # type: ignore[index]
     return found
 
 

@@ -150,7 +150,7 @@ def test_missing_file_suggests_the_nearest_name() -> None:
 def test_folder_and_suffix() -> None:
     write("folder/train.csv")
     Path("train.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"folder is a folder; name one file in it .*parquet"):
+    with pytest.raises(DataError, match=r"folder is a folder without images"):
         load(Labelled(train="folder"))
     with pytest.raises(DataError, match=r"train.xlsx: unknown suffix '.xlsx'. Allowed: .csv, .tsv, .json"):
         load(Labelled(train="train.xlsx"))

@@ -37,9 +37,14 @@ def logits_on(model: "PreTrainedModel", batches: Batches) -> list[torch.Tensor]:
 
 
 def rows_that_count(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """``logits`` (..., classes) in fp32 as (rows, classes), without tokens that have no label."""
+    """``logits`` (..., classes) in fp32 as (rows, classes), without tokens that have no label.
+
+    Where each example may have several classes, each class is a row: a choice between yes and no.
+    """
     labels = batch.get("labels")
-    if labels is not None and logits.dim() > 2 and labels.shape == logits.shape[:-1]:
+    if labels is not None and labels.is_floating_point() and labels.shape == logits.shape and logits.shape[-1] > 1:
+        logits = torch.stack((logits, torch.zeros_like(logits)), dim=-1)
+    elif labels is not None and logits.dim() > 2 and labels.shape == logits.shape[:-1]:
         logits = logits[labels != -100]
     return logits.float().flatten(0, -2)
 

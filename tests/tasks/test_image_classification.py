@@ -10,7 +10,7 @@ import torch
 import transformers
 from datasets import Dataset, DatasetDict
 from PIL import Image
-from transformers import EvalPrediction, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import EvalPrediction, ViTConfig, ViTForImageClassification, ViTImageProcessorPil, set_seed
 
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments
 from hf_efficient.data import load
@@ -44,6 +44,7 @@ def splits(images: list[Any] = PICTURES, names: list[str] = NAMES) -> DatasetDic
 
 def tiny_vit(folder: Path, labels: list[str] | None = None, size: int = 8, channels: int = 3) -> str:
     """Write a model that takes images of 8 pixels, and a processor that makes them of ``size``."""
+    set_seed(0)
     names = {"id2label": dict(enumerate(labels or ["a", "b"]))}
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = ViTConfig(image_size=8, patch_size=4, num_channels=channels, **sizes, **names)

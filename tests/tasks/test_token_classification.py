@@ -133,6 +133,38 @@ def test_words_beyond_max_length_are_told(checkpoint: str, caplog: pytest.LogCap
     assert "of 10 words lie beyond data.max_length=4" in caplog.text
 
 
+def test_long_texts_are_judged_as_a_whole(checkpoint: str) -> None:
+    """An entity that lies across two windows is one entity, and each word is judged once."""
+    words = ["my", "card", "is", "lost", "the", "app", "now"] * 3
+    tags = ["O", "B-thing", "I-thing", "I-thing", "I-thing", "O", "O"] * 3
+    data = splits(words=[words, *WORDS], tags=[tags, *TAGS])
+    built = checked(data, max_length=8, stride=3)
+    built.load_processor(checkpoint)
+    encoded = built.encode(data["train"])
+    assert len(encoded) > len(words) / 6 + 3
+    assert max(map(len, encoded["input_ids"])) == 8
+    labels = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in encoded["labels"]], True, IGNORED).numpy()
+    assert [LABELS[label] for label in labels[labels != IGNORED]] == [*tags, *(tag for row in TAGS for tag in row)]
+    logits = np.eye(len(LABELS))[np.where(labels == IGNORED, 0, labels)]
+    said = EvalPrediction(predictions=logits, label_ids=labels)
+    assert built.compute_metrics(said)["f1"] == 1
+    row = next(line for line in built.details(said)["entities.txt"].splitlines() if "thing" in line).split()
+    assert row[-1] == str(3 + 2), "entities of the long text, and of the short ones"
+
+
+def test_windows_of_a_text_for_serving(checkpoint: str) -> None:
+    built = checked(splits(), max_length=8, stride=2)
+    built.load_processor(checkpoint)
+    batch = built.preprocess([" ".join(["card"] * 20), "lost"])
+    assert batch["input_ids"].shape == (6, 8)
+    built.load_model(checkpoint)(**batch)
+
+
+def test_stride_that_leaves_no_room(checkpoint: str) -> None:
+    with pytest.raises(ConfigError, match=r"data.stride is 6, but with data.max_length=8 .* room for 6 tokens"):
+        checked(splits(), max_length=8, stride=6).load_processor(checkpoint)
+
+
 def test_rows_without_tags(checkpoint: str) -> None:
     built = checked(splits())
     built.load_processor(checkpoint)
