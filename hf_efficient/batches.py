@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import nn
@@ -232,6 +233,8 @@ def lengths_of(dataset: Any) -> torch.Tensor | None:
         return None
     if _stored(dataset, column):
         values = dataset.select_columns(column).with_format("arrow")[:][column]
+        if isinstance(values.type, pa.ExtensionType):  # spectrograms
+            return None
         return torch.from_numpy(pc.list_value_length(values).to_numpy().astype(np.int64))
     return torch.tensor([len(value) for value in _column(dataset, column)])
 

@@ -52,6 +52,7 @@ class LayerStack:
         first_is_special: layer 0 is built unlike the others, so it cannot be dropped.
         sublayers: what can be cut inside a layer; empty where only whole layers can.
         width: config field with the width of the feed-forward network.
+        stable: value of the config field ``do_stable_layer_norm`` of a family that has two ways to build its layers.
     """
 
     path: str
@@ -60,6 +61,7 @@ class LayerStack:
     first_is_special: bool = False
     sublayers: tuple[Sublayer, ...] = ()
     width: str = "intermediate_size"
+    stable: bool | None = None
 
 
 def _bert(query: str = "query", key: str = "key", value: str = "value", positions: tuple[str, ...] = ()) -> LayerStack:
@@ -86,6 +88,21 @@ def _bart(side: str) -> LayerStack:
             Sublayer(FFN, ("fc1",), "fc2", "final_layer_norm"),
         ),
         width=f"{side}_ffn_dim",
+    )
+
+
+def _wav2vec2(stable: bool) -> LayerStack:
+    """Norms come after sublayers, or before them where that is more stable."""
+    attention = tuple(f"attention.{name}_proj" for name in "qkv")
+    dense = "feed_forward.intermediate_dense", "feed_forward.output_dense"
+    after = ("final_layer_norm", "") if stable else ("layer_norm", "final_layer_norm")
+    return LayerStack(
+        "encoder.layers",
+        sublayers=(
+            Sublayer(ATTENTION, attention, "attention.out_proj", after[0]),
+            Sublayer(FFN, dense[:1], dense[1], after[1]),
+        ),
+        stable=stable,
     )
 
 
@@ -135,7 +152,10 @@ _MODERNBERT = (
     ),
 )
 
+_WAV2VEC2 = (_wav2vec2(False), _wav2vec2(True))
+
 FAMILIES: dict[str, tuple[LayerStack, ...]] = {
+    "audio-spectrogram-transformer": _VIT,
     "bart": _SEQ2SEQ,
     "bert": _BERT,
     # without share_att_key, positions have projections of their own
@@ -143,10 +163,12 @@ FAMILIES: dict[str, tuple[LayerStack, ...]] = {
     "deit": _VIT,
     "distilbert": _DISTILBERT,
     "electra": _BERT,
+    "hubert": _WAV2VEC2,
     "marian": _SEQ2SEQ,
     "modernbert": _MODERNBERT,
     "roberta": _BERT,
     "vit": _VIT,
+    "wav2vec2": _WAV2VEC2,
     "xlm-roberta": _BERT,
 }
 """`config.model_type` -> its layer stacks."""
@@ -156,12 +178,18 @@ def layer_stacks(model: "PreTrainedModel") -> tuple[LayerStack, ...]:
     """The layer stacks of ``model``.
 
     Raises:
-        ConfigError: a family that is not in the table, or a model wrapped by another library.
+        ConfigError: a family that is not in the table, a model wrapped by another library, or one whose head is tied to
+            the number of layers.
     """
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if family not in FAMILIES:
         raise ConfigError(f"cannot cut layers of a '{family}' model; supported families: {', '.join(FAMILIES)}")
-    return FAMILIES[family]
+    config: Any = model.config
+    if getattr(config, "use_weighted_layer_sum", False):
+        raise ConfigError(
+            "the model's head weighs its layers, so none can go; set use_weighted_layer_sum to false in its config"
+        )
+    return tuple(one for one in FAMILIES[family] if one.stable in (None, getattr(config, "do_stable_layer_norm", None)))
 
 
 def layers_of(model: "PreTrainedModel", stack: LayerStack) -> nn.ModuleList:

@@ -83,7 +83,7 @@ def load(settings: DataSettings, *, seed: int = 42, sample_root: Path | None = N
     if "validation" not in splits:
         fraction, label = settings.validation_fraction, settings.label_column()
         splits["train"], splits["validation"] = split_off(splits["train"], fraction, seed, label)
-    return DatasetDict({split: splits[split] for split in SPLITS if split in splits})
+    return DatasetDict({split: _undecoded(splits[split]) for split in SPLITS if split in splits})
 
 
 def load_split(settings: DataSettings, split: str, *, sample_root: Path | None = None) -> Dataset:
@@ -96,7 +96,7 @@ def load_split(settings: DataSettings, split: str, *, sample_root: Path | None =
     source = getattr(settings, split)
     dataset = _pick(_read(source, split, root), split, source)
     check_columns(dataset, settings.columns(), f"data.{split} '{source}'")
-    return dataset
+    return _undecoded(dataset)
 
 
 def check_columns(dataset: Dataset, columns: Sequence[str], where: str) -> None:
@@ -146,6 +146,14 @@ def split_off(train: Dataset, fraction: float, seed: int, label: str | None = No
         )
     is_chosen = np.isin(np.arange(len(train)), chosen)
     return train.select(np.flatnonzero(~is_chosen)), train.select(np.flatnonzero(is_chosen))
+
+
+def _undecoded(dataset: Dataset) -> Dataset:
+    """Recordings as bytes and paths: for decoding them, `datasets` wants torchcodec and an installed FFmpeg."""
+    for name, feature in dataset.features.items():
+        if isinstance(feature, datasets.Audio):
+            dataset = dataset.cast_column(name, datasets.Audio(decode=False))
+    return dataset
 
 
 def _pick(found: dict[str, Dataset], split: str, source: str) -> Dataset:

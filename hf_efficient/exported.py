@@ -7,12 +7,14 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.files import atomic_folder
 from hf_efficient.runtimes import ExportedRuntime, load_runtime
 
 PIPELINES = {
+    "ForAudioClassification": ("audio-classification", "feature_extractor"),
     "ForSequenceClassification": ("text-classification", "tokenizer"),
     "ForTokenClassification": ("token-classification", "tokenizer"),
     "ForImageClassification": ("image-classification", "image_processor"),
@@ -21,6 +23,7 @@ PIPELINES = {
 kinds are exported, and no others."""
 
 _PROCESSORS = {
+    "feature_extractor": ("AutoFeatureExtractor", "preprocessor_config.json"),
     "tokenizer": ("AutoTokenizer", "tokenizer_config.json"),
     "image_processor": ("AutoImageProcessor", "preprocessor_config.json"),
 }
@@ -102,6 +105,8 @@ def pipeline_of(architecture: str) -> tuple[str, str]:
     Raises:
         ConfigError: models of this kind are not exported.
     """
+    if architecture in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values():  # some end as models of texts do
+        return PIPELINES["ForAudioClassification"]
     for ending, found in PIPELINES.items():
         if architecture.endswith(ending):
             return found

@@ -19,7 +19,9 @@ from hf_efficient.reading import quiet
 logger = logging.getLogger(__name__)
 
 TASKS = {
+    "audio-classification": "hf_efficient.tasks.audio_classification:AudioClassification",
     "image-classification": "hf_efficient.tasks.image_classification:ImageClassification",
+    "speech-recognition": "hf_efficient.tasks.speech_recognition:SpeechRecognition",
     "text-classification": "hf_efficient.tasks.text_classification:TextClassification",
     "token-classification": "hf_efficient.tasks.token_classification:TokenClassification",
 }
@@ -115,9 +117,7 @@ class Task(ABC):
         source = resolve_model(model)
         config = load_pretrained(AutoConfig, source)
         self._order_labels(config, model)
-        if self.label_names:
-            config.id2label = dict(enumerate(self.label_names))
-            config.label2id = {name: index for index, name in enumerate(self.label_names)}
+        self.fit_config(config)
         auto_class = getattr(transformers, self.auto_model)
         if is_new(model):
             return new_model(auto_class, config, **kwargs)
@@ -131,6 +131,12 @@ class Task(ABC):
         )
         _check_loaded(loaded, info, model)
         return loaded
+
+    def fit_config(self, config: PretrainedConfig) -> None:
+        """Change ``config`` to what the data needs, before the model is made from it: here, names of classes."""
+        if self.label_names:
+            config.id2label = dict(enumerate(self.label_names))
+            config.label2id = {name: index for index, name in enumerate(self.label_names)}
 
     def _order_labels(self, config: PretrainedConfig, model: str) -> None:
         """Keep the model's own label order where it has the same labels: its head stays right as it is.

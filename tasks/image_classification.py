@@ -1,7 +1,7 @@
 """Image classification: a class, several, or a number for each image."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ from transformers import AutoConfig, PreTrainedModel
 from hf_efficient.errors import ConfigError, DataError
 from hf_efficient.pretrained import load_pretrained, resolve_model
 from hf_efficient.tasks.classification import Classification
-from hf_efficient.tasks.columns import TEXT
+from hf_efficient.tasks.files import FileData, contents, file_named, holds_files, is_named
 from hf_efficient.tasks.targets import LabelledData
 
-_BYTES = ("binary", "large_binary")
 _AT_ONCE = 100  # images in memory at their full size
 
 
-class ImageClassificationData(LabelledData):
+class ImageClassificationData(FileData, LabelledData):
     """Columns of a set of labelled images."""
 
     image: str = "image"
@@ -31,11 +30,6 @@ class ImageClassificationData(LabelledData):
 
     def columns(self) -> list[str]:
         return [self.image, self.label]
-
-    def folders(self) -> list[Path]:
-        """Where relative paths of images may start."""
-        files = [Path(source).expanduser() for source in (self.train, self.validation, self.test) if source]
-        return [Path(), *dict.fromkeys(file.parent for file in files if file.is_file())]
 
 
 class ImageClassification(Classification):
@@ -53,11 +47,10 @@ class ImageClassification(Classification):
 
     def check_inputs(self, dataset: Dataset, where: str) -> None:
         column, feature = self.settings.image, dataset.features[self.settings.image]
-        dtype = getattr(feature, "dtype", None)
-        is_struct = isinstance(feature, Mapping) and {"bytes", "path"} & set(feature)
-        if not (isinstance(feature, datasets.Image) or is_struct or dtype in (*TEXT, *_BYTES)):
+        if not (isinstance(feature, datasets.Image) or holds_files(feature)):
+            given = getattr(feature, "dtype", type(feature).__name__)
             raise DataError(
-                f"{where}: column '{column}' must hold images, bytes or paths, got {dtype or type(feature).__name__}; "
+                f"{where}: column '{column}' must hold images, bytes or paths, got {given}; "
                 f"name another column of {', '.join(dataset.column_names)}"
             )
 
@@ -99,7 +92,7 @@ class ImageClassification(Classification):
         if indices is None:
             del features["labels"]
         options = {"with_indices": True, "batch_size": _AT_ONCE, "features": Features(features)}
-        if _is_named(first):  # what is in the files may change under their names, and `datasets` would not know
+        if is_named(first):
             options["load_from_cache_file"] = False
         made = self.map_batches(split, read, **options)
         return made.with_format("numpy", columns=["pixel_values"], output_all_columns=True, dtype=np.uint8)
@@ -157,32 +150,19 @@ def _opened(value: Any, row: int, mode: str, folders: Sequence[Path]) -> Image.I
     """
     if isinstance(value, Image.Image):
         return value.convert(mode)
-    name = ""
-    if isinstance(value, Mapping):
-        name, value = str(value.get("path") or ""), value.get("bytes") or value.get("path")
+    content, name = contents(value)
     try:
-        source: Any = io.BytesIO(value) if isinstance(value, bytes) else _found(str(value), folders)
+        source: Any = io.BytesIO(content) if isinstance(content, bytes) else file_named(str(content), folders)
         with Image.open(source) as image:
             return ImageOps.exif_transpose(image).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # of PIL's readers
-        what = name if isinstance(value, bytes) else str(value)
         is_other = isinstance(error, UnidentifiedImageError)  # whose words are an object's address
         reason = (
             "of no format that is known" if is_other else " ".join(f"{type(error).__name__}: {error}".split())[:140]
         )
         raise DataError(
-            f"row {row + 1}: cannot read the image{f' {what}' if what else ''} ({reason}); replace it or delete the row"
+            f"row {row + 1}: cannot read the image{f' {name}' if name else ''} ({reason}); replace it or delete the row"
         ) from error
-
-
-def _is_named(value: Any) -> bool:
-    """Whether a row's value names a file, and does not hold its bytes."""
-    return isinstance(value, str) or (isinstance(value, Mapping) and not value.get("bytes"))
-
-
-def _found(name: str, folders: Sequence[Path]) -> Path:
-    paths = [folder / Path(name).expanduser() for folder in folders]
-    return next((path for path in paths if path.is_file()), paths[-1])
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 
 import datasets
 import evaluate
+import jiwer
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from seqeval import metrics as entity
@@ -109,6 +110,25 @@ class EntityMetrics(_InMemory):
             "f1": float(entity.f1_score(*both, zero_division=0)),
             "f1_macro": float(entity.f1_score(*both, average="macro", zero_division=0)),
             "accuracy": float(entity.accuracy_score(*both)),
+        }
+
+
+class ErrorRates(_InMemory):
+    """Words and characters that are wrong, missing or too many, over those given; over all texts, 0 or more."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            inputs_description="predictions, references: transcripts",
+            features=datasets.Features({"predictions": text, "references": text}),
+        )
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return {
+            "wer": float(jiwer.wer(references, predictions)),
+            "cer": float(jiwer.cer(references, predictions)),
         }
 
 

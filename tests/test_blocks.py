@@ -24,14 +24,21 @@ from hf_efficient.blocks import (
 from hf_efficient.errors import ConfigError
 
 LAYERS = 4
+_SPEECH = {"conv_dim": (8,), "conv_kernel": (4,), "conv_stride": (2,), "num_conv_pos_embeddings": 4} | {
+    "num_conv_pos_embedding_groups": 2,
+    "mask_time_prob": 0.0,
+}
 SIZES: dict[str, dict[str, Any]] = {
+    "audio-spectrogram-transformer": {"max_length": 8, "num_mel_bins": 8, "patch_size": 4},
     "bart": {"d_model": 16, "encoder_layers": LAYERS, "decoder_layers": LAYERS, "encoder_attention_heads": 2}
     | {"decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "vocab_size": 32},
     "deit": {"image_size": 8, "patch_size": 4},
     "distilbert": {"dim": 16, "n_layers": LAYERS, "n_heads": 2, "hidden_dim": 8, "vocab_size": 32},
+    "hubert": _SPEECH,
     "modernbert": {"vocab_size": 32, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "local_attention": 4}
     | {"bos_token_id": 1, "eos_token_id": 2, "attn_implementation": "sdpa"},
     "vit": {"image_size": 8, "patch_size": 4},
+    "wav2vec2": _SPEECH,
 }
 SIZES["marian"] = {**SIZES["bart"], "pad_token_id": 0, "decoder_start_token_id": 0}
 COMMON = {
@@ -44,9 +51,9 @@ COMMON = {
 }
 
 
-def model(family: str) -> Any:
+def model(family: str, **changes: Any) -> Any:
     set_seed(0)
-    own = SIZES.get(family, {})
+    own = {**SIZES.get(family, {}), **changes}
     sizes = own if "d_model" in own or "dim" in own else {**COMMON, **own}
     return AutoModel.from_config(AutoConfig.for_model(family, **sizes)).eval()
 
@@ -55,6 +62,8 @@ def inputs(family: str) -> dict[str, torch.Tensor]:
     set_seed(1)
     if family in ("vit", "deit"):
         return {"pixel_values": torch.rand(2, 3, 8, 8)}
+    if family in ("audio-spectrogram-transformer", "hubert", "wav2vec2"):
+        return {"input_values": torch.rand(2, *((8, 8) if family.startswith("audio") else (20,)))}
     tokens = torch.randint(3, 32, (2, 6))
     return {"input_ids": tokens, **({"decoder_input_ids": tokens} if family in ("bart", "marian") else {})}
 
@@ -123,6 +132,30 @@ def test_deberta_with_projections_of_positions(tmp_path: Path) -> None:
     cut.save_pretrained(tmp_path)
     reloaded = AutoModel.from_pretrained(tmp_path).eval()
     assert torch.equal(output(reloaded, "deberta-v2"), output(cut, "deberta-v2"))
+
+
+@pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("kind", [ATTENTION, FFN])
+def test_the_stream_of_both_ways_to_place_norms(stable: bool, kind: str) -> None:
+    """What the row calls the stream after a sublayer grows by the sublayer's output where that is doubled."""
+    speech, streams, outputs = model("wav2vec2", do_stable_layer_norm=stable), [], []
+    (stack,) = layer_stacks(speech)
+    layer, sublayer = layers_of(speech, stack)[1], next(one for one in stack.sublayers if one.kind == kind)
+    if sublayer.stream:
+        layer.get_submodule(sublayer.stream).register_forward_pre_hook(lambda _, given: streams.append(given[0]))
+    else:
+        layer.register_forward_hook(lambda _, given, result: streams.append(result))
+    projection = output_of(layer, sublayer)
+    projection.register_forward_hook(lambda _, given, result: outputs.append(result))
+    output(speech, "wav2vec2")
+    projection.register_forward_hook(lambda _, given, result: 2 * result)
+    output(speech, "wav2vec2")
+    torch.testing.assert_close(streams[1] - streams[0], outputs[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_weighs_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="use_weighted_layer_sum to false"):
+        layer_stacks(model("wav2vec2", use_weighted_layer_sum=True))
 
 
 def test_cut_equals_skipping() -> None:

@@ -19,6 +19,7 @@ from hf_efficient.guard import compare
 from hf_efficient.measure import TorchRuntime
 from hf_efficient.tasks.targets import MULTI, REGRESSION
 from hf_efficient.tasks.text_classification import TextClassification, TextClassificationData
+from tests.tasks.conftest import tiny_checkpoint
 
 WORDS = ["card", "money", "app"]
 TEXTS = ["my card is lost", "money and card", "app", "the app and my money", "no", "card app money"] * 4
@@ -77,10 +78,11 @@ def test_metrics_of_several_classes_are_scikit_learn_s() -> None:
 
 
 @pytest.fixture
-def cut(checkpoint: str, tmp_path: Path) -> tuple[TextClassification, EfficientTrainer]:
+def cut(tmp_path: Path) -> tuple[TextClassification, EfficientTrainer]:
     """A model of several classes, trained, then cut and taught by itself."""
     data = splits(SEVERAL)
     built = checked(data, MULTI)
+    checkpoint = tiny_checkpoint(tmp_path / "model", hidden_size=32, intermediate_size=32)
     tokenizer = built.load_processor(checkpoint)
     made = EfficientTrainer(
         model=built.load_model(checkpoint),
@@ -88,7 +90,7 @@ def cut(checkpoint: str, tmp_path: Path) -> tuple[TextClassification, EfficientT
             str(tmp_path / "out"),
             dense_epochs=30,
             num_train_epochs=20,
-            learning_rate=2e-2,
+            learning_rate=5e-3,
             per_device_train_batch_size=8,
             report_to="none",
             save_strategy="no",
@@ -118,7 +120,7 @@ def test_several_classes_are_learnt_cut_and_answered(cut: Any) -> None:
     assert made.evaluate()["eval_f1_micro"] > 0.9
     model = AutoModelForSequenceClassification.from_pretrained(made.finished)
     assert model.config.problem_type == MULTI
-    assert model.bert.encoder.layer[0].intermediate.dense.out_features == 4
+    assert model.bert.encoder.layer[0].intermediate.dense.out_features == 16
     answers = pipeline(built.pipeline, model=model, tokenizer=built.processor, top_k=None)("money and card")
     assert {answer["label"] for answer in answers if answer["score"] > 0.5} == {"money", "card"}
     shares = {answer["label"]: answer["score"] for answer in answers}

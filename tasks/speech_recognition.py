@@ -1,0 +1,209 @@
+"""Speech recognition: what is said in a recording, by connectionist temporal classification (CTC)."""
+
+import json
+import tempfile
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset, DatasetDict, List, Value
+from transformers import (
+    AutoFeatureExtractor,
+    EvalPrediction,
+    PretrainedConfig,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2Processor,
+)
+from transformers.utils import cached_file
+
+from hf_efficient.errors import ConfigError, DataError
+from hf_efficient.pretrained import load_pretrained, resolve_model
+from hf_efficient.tasks.audio import IGNORED, AudioData, AudioTask, Labeller
+from hf_efficient.tasks.columns import TEXT, check_type
+from hf_efficient.tasks.metrics import ErrorRates, logits_of
+
+BLANK, SPACE, UNKNOWN = "[PAD]", "|", "[UNK]"
+"""Tokens of a vocabulary that is made from transcripts, beside their characters."""
+
+_TOKENIZER_FILES = ("tokenizer_config.json", "vocab.json", "tokenizer.json")
+_SHOWN = 10
+
+
+class SpeechRecognitionData(AudioData):
+    """Columns of a set of recordings with their transcripts."""
+
+    text: str = "text"
+    """Column of the transcript."""
+
+    case: Literal["keep", "lower", "upper"] = "keep"
+    """How transcripts are spelt; many pretrained models know capital letters only."""
+
+    drop: str = ""
+    """Characters that are left out of transcripts, such as punctuation that nobody hears."""
+
+    max_seconds: float = 30.0
+
+    def columns(self) -> list[str]:
+        return [self.audio, self.text]
+
+    def transcript(self, text: str) -> str:
+        """``text`` as it is learnt and judged: spelt alike, single spaces."""
+        text = text.translate(dict.fromkeys(map(ord, self.drop)))
+        text = {"keep": str, "lower": str.lower, "upper": str.upper}[self.case](text)
+        return " ".join(text.split())
+
+
+class SpeechRecognition(AudioTask):
+    """What is said in a recording. The most probable token of each position counts (greedy decoding)."""
+
+    name = "speech-recognition"
+    pipeline = "automatic-speech-recognition"
+    auto_model = "AutoModelForCTC"
+    auto_processor = "AutoProcessor"
+    main_metric = "wer"
+    greater_is_better = False
+    data_settings = SpeechRecognitionData
+    label_feature = List(Value("int64"))
+
+    settings: SpeechRecognitionData
+
+    _characters: tuple[str, ...] = ()
+    _is_new_vocabulary = False
+
+    def check(self, data: DatasetDict) -> None:
+        settings, found = self.settings, set()
+        for split, dataset in data.items():
+            where = f"data.{split}"
+            self.check_inputs(dataset, where)
+            check_type(dataset, settings.text, TEXT, f"{where}: column '{settings.text}' must hold text")
+            for number, text in enumerate(map(settings.transcript, dataset[settings.text]), start=1):
+                if not text:
+                    raise DataError(f"{where}: row {number}: data.drop leaves no transcript; delete the row")
+                found |= set(text) if split == "train" else set()
+        self._characters = tuple(sorted(found - {" "}))
+        super().check(data)
+
+    def make_processor(self, model: str, **kwargs: Any) -> Any:
+        """Where ``model`` has no tokenizer, one is made of the characters of the training transcripts.
+
+        Raises:
+            ConfigError: there is neither.
+        """
+        source = resolve_model(model)
+        self._is_new_vocabulary = not any(_has(source, name) for name in _TOKENIZER_FILES)
+        if not self._is_new_vocabulary:
+            return super().make_processor(model, **kwargs)
+        if not self._characters:
+            raise ConfigError(f"model '{model}' has no tokenizer files; save its processor into the same folder")
+        extractor = load_pretrained(AutoFeatureExtractor, source, **kwargs)
+        return Wav2Vec2Processor(extractor, _tokenizer_of(self._characters))
+
+    def fit_config(self, config: PretrainedConfig) -> None:
+        super().fit_config(config)
+        if self._is_new_vocabulary:
+            config.vocab_size, config.pad_token_id = len(self._tokenizer), self._tokenizer.pad_token_id
+        config.ctc_loss_reduction = "mean"  # the sum, which is usual, grows with the batch
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    def labeller(self, split: Dataset) -> Labeller | None:
+        """Tokens of the transcript, then blanks up to as many positions as the model makes of the recording.
+
+        The loss leaves blanks out; metrics tell by them where a recording ends and padding begins.
+        """
+        settings, tokenizer, strides = self.settings, self._tokenizer, self._strides
+        if settings.text not in split.column_names:
+            return None
+
+        def label(text: str, row: int, samples: int) -> list[int]:
+            ids = _ids(settings.transcript(text), row, tokenizer)
+            if strides is None:
+                return ids
+            positions, needed = strides.outputs(samples), len(ids) + sum(a == b for a, b in pairwise(ids))
+            if needed > positions:
+                raise DataError(
+                    f"row {row + 1}: the transcript takes {needed} positions, and the recording gives {positions} (up "
+                    "to data.max_seconds); correct one of them, raise data.max_seconds, or delete the row"
+                )
+            return ids + [tokenizer.pad_token_id] * (positions - len(ids))
+
+        return lambda batch, rows, samples: [
+            label(*one) for one in zip(batch[settings.text], rows, samples, strict=True)
+        ]
+
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Word and character error rate, from logits (examples, positions, tokens) and labels (examples, positions)."""
+        said, given = self._both(prediction)
+        return ErrorRates().compute(predictions=said, references=given)
+
+    def details(self, prediction: EvalPrediction) -> dict[str, str | bytes]:
+        """``transcripts.tsv``: what was given and what was recognised, row by row."""
+        said, given = self._both(prediction)
+        lines = ["given\trecognised", *map("\t".join, zip(given, said, strict=True))]
+        return {"transcripts.tsv": "\n".join(lines) + "\n"}
+
+    def _both(self, prediction: EvalPrediction) -> tuple[list[str], list[str]]:
+        """Transcripts said and transcripts given."""
+        logits, labels = np.asarray(logits_of(prediction)), np.asarray(prediction.label_ids)
+        # rows of batches of other lengths are padded with -100 throughout
+        heard = (logits != IGNORED).any(-1) if self._strides is None else labels != IGNORED
+        said = [ids[:count] for ids, count in zip(logits.argmax(-1), heard.sum(1), strict=True)]
+        given = [ids[(ids != IGNORED) & (ids != self._tokenizer.pad_token_id)] for ids in labels]
+        return (
+            [_spaced(self._tokenizer.decode(ids.tolist())) for ids in said],
+            [_spaced(self._tokenizer.decode(ids.tolist(), group_tokens=False)) for ids in given],
+        )
+
+
+def _has(source: str, name: str) -> bool:
+    try:
+        return cached_file(source, name) is not None
+    except OSError:  # what transformers raises for a file that is not there
+        return False
+
+
+def _tokenizer_of(characters: Iterable[str]) -> Wav2Vec2CTCTokenizer:
+    """One token for each character. The blank is the first, as models expect it."""
+    vocabulary = {token: index for index, token in enumerate([BLANK, SPACE, UNKNOWN, *characters])}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vocab.json"
+        file.write_text(json.dumps(vocabulary), encoding="utf-8")
+        return Wav2Vec2CTCTokenizer(
+            str(file),
+            unk_token=UNKNOWN,
+            pad_token=BLANK,
+            word_delimiter_token=SPACE,
+            bos_token=None,
+            eos_token=None,
+        )
+
+
+def _ids(text: str, row: int, tokenizer: Any) -> list[int]:
+    """Tokens of a transcript.
+
+    Raises:
+        DataError: characters that have none.
+    """
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    delimiter = getattr(tokenizer, "word_delimiter_token", None)
+    if tokenizer.unk_token_id in ids or (delimiter is not None and delimiter in text):
+        unknown = sorted(
+            {
+                one
+                for one in set(text) - {" "}
+                if one == delimiter or tokenizer.unk_token_id in tokenizer(one, add_special_tokens=False).input_ids
+            }
+        )
+        raise DataError(
+            f"row {row + 1}: the tokenizer has nothing for {' '.join(unknown[:_SHOWN])} in the transcript; list such "
+            "characters in data.drop, set data.case, or correct the row"
+        )
+    return ids
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
