@@ -2,6 +2,7 @@
 
 import re
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -94,6 +95,14 @@ class Classification(Task):
         """``confusion.png``: which classes are taken for which."""
         said = logits_of(prediction).argmax(axis=-1)
         return {"confusion.png": confusion_png(np.asarray(prediction.label_ids), said, self.label_names)}
+
+    def baseline(self, data: DatasetDict, split: str) -> tuple[str, dict[str, float]]:
+        """The most frequent class of train, always."""
+        names = self._names(data[split])
+        most, _ = Counter(self._names(data["train"])).most_common(1)[0]
+        indices = {name: index for index, name in enumerate(self.label_names)}
+        said, labels = [indices[most]] * len(names), [indices[name] for name in names]
+        return f"always '{most}'", ClassificationMetrics().compute(predictions=said, references=labels)
 
     def _names(self, dataset: Dataset) -> list[str]:
         feature = dataset.features[self.settings.label]
