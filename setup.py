@@ -74,6 +74,8 @@ setup(
         "pydantic>=2.7",
         "PyYAML>=6",
         "rich>=13",
+        "rouge-score>=0.1.2",
+        "sacrebleu>=2.4",
         "matplotlib>=3.8",
         "psutil>=5.9",
     ],

@@ -79,7 +79,8 @@ def load(settings: DataSettings, *, seed: int = 42, sample_root: Path | None = N
         elif split in own and not _unlabelled(own[split], settings.label_column()):
             splits[split] = own[split]
     for split, dataset in splits.items():
-        check_columns(dataset, settings.columns(), f"data.{split} '{getattr(settings, split) or settings.train}'")
+        splits[split] = _with_fields(dataset, settings.columns())
+        check_columns(splits[split], settings.columns(), f"data.{split} '{getattr(settings, split) or settings.train}'")
     if "validation" not in splits:
         fraction, label = settings.validation_fraction, settings.label_column()
         splits["train"], splits["validation"] = split_off(splits["train"], fraction, seed, label)
@@ -94,9 +95,14 @@ def load_split(settings: DataSettings, split: str, *, sample_root: Path | None =
     """
     root = sample_root or Path(str(resources.files("hf_efficient.tasks") / "data"))
     source = getattr(settings, split)
-    dataset = _pick(_read(source, split, root), split, source)
+    dataset = _with_fields(_pick(_read(source, split, root), split, source), settings.columns())
     check_columns(dataset, settings.columns(), f"data.{split} '{source}'")
     return _undecoded(dataset)
+
+
+def _with_fields(dataset: Dataset, columns: Sequence[str]) -> Dataset:
+    """``dataset``; with the fields of columns as columns where ``columns`` name one of them, as ``translation.de``."""
+    return dataset.flatten() if any("." in name and name not in dataset.column_names for name in columns) else dataset
 
 
 def check_columns(dataset: Dataset, columns: Sequence[str], where: str) -> None:

@@ -111,7 +111,10 @@ def pipeline_of(architecture: str) -> tuple[str, str]:
         if architecture.endswith(ending):
             return found
     allowed = [f"...{ending}" for ending in PIPELINES]
-    raise ConfigError(f"export takes models of one graph with a classifier: {unknown('kind', architecture, allowed)}")
+    raise ConfigError(
+        f"export takes models of one graph with a classifier, and none that generate: "
+        f"{unknown('kind', architecture, allowed)}; serve others in PyTorch, without an export"
+    )
 
 
 def _processor(folder: str | Path, argument: str) -> Any:

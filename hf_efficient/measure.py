@@ -67,6 +67,7 @@ class Timing:
         input_lengths: {"mean", "p50", "max"} tokens of the examples; None where the inputs are not tokens.
         device: where the runtime computed, e.g. "cpu".
         machine: see `machine`.
+        new_tokens: mean number of tokens of an answer, where the runtime generates them; else None.
     """
 
     latency_ms: dict[str, float]
@@ -82,6 +83,7 @@ class Timing:
     machine: dict[str, Any]
     latency_with_preprocessing_ms: dict[str, float] | None = None
     throughput_with_preprocessing: float | None = None
+    new_tokens: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -204,6 +206,7 @@ def measure(
         runtime_version=runtime.version,
         device=runtime.device,
         machine=machine(),
+        new_tokens=getattr(runtime, "new_tokens", None),
     )
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from hf_efficient.card import About
 from hf_efficient.export import REPORT, ExportResult, export
 from hf_efficient.guard import predictions
-from hf_efficient.measure import Measurement, Runtime, Timing, TorchRuntime, measure, peak_memory_mb
+from hf_efficient.measure import Measurement, Runtime, Timing, measure, peak_memory_mb
 from hf_efficient.recipe import Recipe
 from hf_efficient.task import Task
 
@@ -105,21 +105,21 @@ class Outcome:
 
     def measured_rows(self) -> Dataset:
         """Real inputs on which latency and throughput are measured."""
-        count = min(MEASURED_EXAMPLES, len(self.encoded[self.judged]))
+        count = min(MEASURED_EXAMPLES, len(self.data[self.judged]))
         return self.data[self.judged].shuffle(seed=self.recipe.seed).select(range(count))
 
     def timing(self, runtime: Runtime) -> Timing:
         rows = self.measured_rows()
         raw = [self.task.raw(row) for row in rows]
-        examples = list(self.task.encode(rows))
+        examples = list(self.task.requests(rows))
         return measure(runtime, examples, self.task.collator(), preprocess=self.task.preprocess, raw=raw)
 
     def measurement(self, path: Path) -> Measurement:
         """Size, latency and memory of a saved model."""
         self.use(path)
         model = self.task.load_model(str(path))
-        timing = self.timing(TorchRuntime(model))
-        batch = self.task.collator()(list(self.task.encode(self.measured_rows().select(range(timing.batch_size)))))
+        timing = self.timing(self.task.runtime(model))
+        batch = self.task.collator()(list(self.task.requests(self.measured_rows().select(range(timing.batch_size)))))
         return Measurement.of(timing, model, path, peak_memory_mb(path, batch))
 
 

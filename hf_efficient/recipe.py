@@ -29,6 +29,7 @@ STAGE_DEFAULTS: dict[str, Any] = {
 }
 """Training arguments of every stage unless its `training` block says otherwise."""
 
+_ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)  # fields of arguments are of other libraries' classes, too
 _SET_BY_RECIPE = ("dense_epochs", "measure_seconds", "optimizations", "output_dir", "seed")
 
 
@@ -81,12 +82,13 @@ class Recipe(BaseModel):
 
     def check(self) -> None:
         """Refuse unknown keys and wrong types in every block, before anything is loaded or written."""
-        parse(get_task(self.task).data_settings, self.data, "data")
+        task = get_task(self.task)
+        parse(task.data_settings, self.data, "data")
         earlier: dict[str, str] = {}
         for name, stage in self.stages.items():
             if not name.isidentifier():
                 raise ConfigError(f"stages: '{name}' names a folder; use letters, digits and underscores")
-            training_values(stage.training, f"stages.{name}.training")
+            training_values(stage.training, f"stages.{name}.training", task.arguments_class)
             build_optimizations(stage.optimizations, f"stages.{name}.optimizations")
             with_stages(stage.optimizations, earlier, f"stages.{name}.optimizations")
             earlier[name] = name
@@ -112,13 +114,15 @@ def source(recipe: str | Path) -> str:
     return _read(recipe)[1]
 
 
-def training_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """``values`` coerced to the types that `EfficientTrainingArguments` declares (YAML reads ``3e-5`` as text).
+def training_values(
+    values: Mapping[str, Any], where: str, arguments: type = EfficientTrainingArguments
+) -> dict[str, Any]:
+    """``values`` coerced to the types that the class ``arguments`` declares (YAML reads ``3e-5`` as text).
 
     Raises:
         ConfigError: unknown key, a key that the recipe sets itself, or a wrong type.
     """
-    hints = _training_hints()
+    hints = _training_hints(arguments)
     coerced = {}
     for key, value in values.items():
         if key in _SET_BY_RECIPE:
@@ -126,7 +130,7 @@ def training_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key not in hints:
             raise ConfigError(f"{where}: {unknown('key', key, hints)}")
         try:
-            coerced[key] = TypeAdapter(hints[key]).validate_python(value)
+            coerced[key] = TypeAdapter(hints[key], config=_ANY_TYPE).validate_python(value)
         except ValidationError as error:
             expected = error.errors()[0]["msg"]
             raise ConfigError(f"{where}.{key}: {expected[0].lower()}{expected[1:]}, got {value!r}") from None
@@ -172,9 +176,9 @@ def _stage_folder(value: str, earlier: Mapping[str, str], default: Any, where: s
 
 
 @functools.cache
-def _training_hints() -> dict[str, Any]:
-    hints = typing.get_type_hints(EfficientTrainingArguments)
-    settable = (field.name for field in dataclasses.fields(EfficientTrainingArguments) if field.init)
+def _training_hints(arguments: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(arguments)
+    settable = (field.name for field in dataclasses.fields(arguments) if field.init)
     return {name: hints[name] for name in settable if name not in _SET_BY_RECIPE}
 
 

@@ -41,6 +41,7 @@ from hf_efficient.wording import (
     ratio,
     shown,
     software_of,
+    token_rate,
 )
 
 if TYPE_CHECKING:
@@ -148,7 +149,10 @@ class Report:
     def _speed_rows(self) -> list[Row]:
         sizes = {measured.batch_size for measured in self._measured}
         batch = f", batch {self.before.batch_size}" if len(sizes) == 1 else ""
-        return [
+        tokens = self._row(
+            f"New tokens{batch}", lambda m: m.new_tokens and m.throughput * m.new_tokens, token_rate, SPEED
+        )
+        rows = [
             self._row("Latency p50, 1 example", lambda m: m.latency_ms["p50"], milliseconds, TIME, plotted=True),
             self._row("Latency p95, 1 example", lambda m: m.latency_ms["p95"], milliseconds, TIME),
             self._row(
@@ -160,6 +164,7 @@ class Report:
             self._row(f"Throughput{batch}", lambda m: m.throughput, rate, SPEED, plotted=True),
             self._row("Throughput with preprocessing", lambda m: m.throughput_with_preprocessing, rate, SPEED),
         ]
+        return rows if set(tokens.values) == {None} else [*rows, tokens]
 
     def _memory_rows(self) -> list[Row]:
         rows = [self._row("Peak memory, fresh process", optional("peak_memory_mb", "process"), megabytes, SIZE)]

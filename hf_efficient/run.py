@@ -27,7 +27,6 @@ from accelerate.utils import broadcast_object_list
 from transformers import EvalPrediction, set_seed
 
 from hf_efficient import __version__
-from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.before_after import plain_metrics, training_figures
 from hf_efficient.candidates import require_choice
 from hf_efficient.card import write_card
@@ -49,7 +48,7 @@ from hf_efficient.report import Report
 from hf_efficient.settings import parse
 from hf_efficient.task import get_task
 from hf_efficient.teacher_cache import FOLDER as TEACHER_CACHE
-from hf_efficient.trainer import EfficientTrainer
+from hf_efficient.wording import details
 
 EXPORTED = "exported"
 FINISHED, RUNNING = "finished", "running"
@@ -63,8 +62,8 @@ class RunResult:
     Attributes:
         folder: the run folder.
         model: the finished model's folder.
-        metrics: ``{"validation" or "test": {"before": {...}, "after": {...}}}``, and ``"exported"`` where there is an
-            export.
+        metrics: ``{"validation" or "test": {"before": {...}, "after": {...}}}``, and of the split that the report
+            speaks of ``"exported"`` where there is an export, ``"baseline"`` where the task has one.
         report: before and after, measured on this machine.
         exported: the export; None where the recipe asks for none.
     """
@@ -175,10 +174,11 @@ class _Job(Outcome):
             pipeline_of(type(model).__name__)
         return job
 
-    def arguments(self, stage: str, folder: Path) -> EfficientTrainingArguments:
-        """Training arguments of a stage."""
+    def arguments(self, stage: str, folder: Path) -> Any:
+        """Training arguments of a stage, of the task's class."""
         where = f"stages.{stage}.training"
-        values = {**STAGE_DEFAULTS, **_pinning(), **training_values(self.recipe.stages[stage].training, where)}
+        own = training_values(self.recipe.stages[stage].training, where, self.task.arguments_class)
+        values = {**STAGE_DEFAULTS, **_pinning(), **self.task.arguments(), **own}
         if values["load_best_model_at_end"]:
             values.setdefault("metric_for_best_model", self.task.main_metric)
             values.setdefault("greater_is_better", self.task.greater_is_better)
@@ -186,7 +186,7 @@ class _Job(Outcome):
         folders = {name: str(folder.parent / name / FINAL) for name in before}
         optimizations = self.recipe.stages[stage].optimizations
         try:
-            return EfficientTrainingArguments(
+            return self.task.arguments_class(
                 output_dir=str(folder),
                 seed=self.recipe.seed,
                 optimizations=with_stages(optimizations, folders, f"stages.{stage}.optimizations"),
@@ -196,15 +196,13 @@ class _Job(Outcome):
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
 
-    def trainer(self, model: Any, args: EfficientTrainingArguments) -> EfficientTrainer:
-        return EfficientTrainer(
+    def trainer(self, model: Any, args: Any) -> Any:
+        return self.task.trainer(
             model=model,
             args=args,
             train_dataset=self.encoded["train"],
             eval_dataset=self.encoded["validation"],
-            data_collator=self.task.collator(),
             processing_class=self.processor,
-            compute_metrics=self.task.compute_metrics,
         )
 
     def run(self, folder: Path) -> RunResult | None:
@@ -249,7 +247,8 @@ class _Job(Outcome):
         classes: dict[str, dict[str, float]] = {}
         for label, path in (("before", before), ("after", after)):
             self.use(path)
-            args = EfficientTrainingArguments(str(folder), report_to="none", disable_tqdm=False, **_pinning())
+            settings = {"report_to": "none", "disable_tqdm": False, **_pinning(), **self.task.arguments()}
+            args = self.task.arguments_class(str(folder), **settings)
             trainer = self.trainer(self.task.load_model(str(path)), args)
             for split in ("validation", "test"):
                 if split in self.encoded:
@@ -277,7 +276,10 @@ class _Job(Outcome):
             exported = self.export(after, folder / EXPORTED)
         except ExportError as error:  # the training is finished and worth its report all the same
             refused = error
-        notes = [f"Metrics on {self.judged} data ({len(self.encoded[self.judged])} examples)."]
+        notes = [f"Metrics on {self.judged} data ({len(self.data[self.judged])} examples)."]
+        if (baseline := self.task.baseline(self.data, self.judged)) is not None:
+            name, metrics[self.judged]["baseline"] = baseline
+            notes.append(f"Without any model ({name}): {details(baseline[1])}.")
         if exported is not None:
             metrics[self.judged]["exported"], classes["exported"] = self.judge_export(exported)
             notes.append(f"Export ({exported.format}, quantize {exported.quantize}): {exported.comparison}.")

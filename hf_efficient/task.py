@@ -11,10 +11,13 @@ import transformers
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, EvalPrediction, PretrainedConfig, PreTrainedModel
 
+from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.data import DataSettings
 from hf_efficient.errors import ConfigError, DataError, unknown
 from hf_efficient.pretrained import is_new, load_pretrained, new_model, resolve_model
 from hf_efficient.reading import quiet
+from hf_efficient.timing import Runtime, TorchRuntime
+from hf_efficient.trainer import EfficientTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +25,11 @@ TASKS = {
     "audio-classification": "hf_efficient.tasks.audio_classification:AudioClassification",
     "image-classification": "hf_efficient.tasks.image_classification:ImageClassification",
     "speech-recognition": "hf_efficient.tasks.speech_recognition:SpeechRecognition",
+    "summarization": "hf_efficient.tasks.summarization:Summarization",
     "text-classification": "hf_efficient.tasks.text_classification:TextClassification",
+    "text-generation": "hf_efficient.tasks.text_generation:TextGeneration",
     "token-classification": "hf_efficient.tasks.token_classification:TokenClassification",
+    "translation": "hf_efficient.tasks.translation:Translation",
 }
 """Name -> where the class lives. Strings, so that the core imports no instance."""
 
@@ -39,8 +45,8 @@ class Task(ABC):
         processor = task.load_processor(model)
         encoded = task.encode_all(data)           model inputs
         model = task.load_model(model)            with a head for these labels
-        Trainer(model, train_dataset=encoded["train"], data_collator=task.collator(),
-                compute_metrics=task.compute_metrics, ...)
+        args = task.arguments_class("out", **task.arguments())
+        task.trainer(model=model, args=args, train_dataset=encoded["train"], ...)
 
     Without `check`, the labels are those of the first model that is loaded: that is how a finished model is used.
 
@@ -54,7 +60,7 @@ class Task(ABC):
     """Key in `TASKS` and recipes."""
 
     pipeline: ClassVar[str]
-    """Task of `transformers.pipeline`."""
+    """Task of `transformers.pipeline`; empty where transformers has none."""
 
     auto_model: ClassVar[str]
     """Auto class of the model, e.g. ``AutoModelForSequenceClassification``."""
@@ -63,6 +69,16 @@ class Task(ABC):
     """Auto class of the tokenizer, image processor or feature extractor."""
 
     data_settings: ClassVar[type[DataSettings]] = DataSettings
+
+    trainer_class: ClassVar[type] = EfficientTrainer
+    """What trains its models; `efficient(AnyTrainer)` where the stock loop is not enough."""
+
+    arguments_class: ClassVar[type] = EfficientTrainingArguments
+    """What `trainer_class` takes as arguments; the `training` block of a recipe's stage names its fields."""
+
+    reduce_logits: ClassVar[Callable[[Any, Any], Any] | None] = None
+    """From logits and labels of a batch to what `compute_metrics` gets of it, where logits of a whole split are too
+    much to keep: `preprocess_logits_for_metrics` of a Trainer."""
 
     main_metric: str = "accuracy"
     """The metric by which checkpoints, targets and trials are compared."""
@@ -202,6 +218,30 @@ class Task(ABC):
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Metrics of predictions on a whole split, `main_metric` among them."""
 
+    def arguments(self) -> dict[str, Any]:
+        """Fields of `arguments_class` that the task needs; a stage's own come before them."""
+        return {}
+
+    def trainer(self, **kwargs: Any) -> Any:
+        """A `trainer_class` with collator and metrics of the task.
+
+        Args:
+            kwargs: its other arguments: model, args, data, processor.
+        """
+        return self.trainer_class(
+            data_collator=self.collator(),
+            compute_metrics=self.compute_metrics,
+            preprocess_logits_for_metrics=self.reduce_logits,
+            **kwargs,
+        )
+
+    def baseline(self, data: DatasetDict, split: str) -> tuple[str, dict[str, float]] | None:
+        """A trivial answer that every model should beat, in words, and its metrics on ``split``; None without one.
+
+        It may go by ``data["train"]``, as far as counting goes.
+        """
+        return None
+
     def per_class(self, prediction: EvalPrediction) -> dict[str, float]:
         """Name of each class that occurs -> share of its examples that were recognised; empty for tasks without."""
         return {}
@@ -217,6 +257,14 @@ class Task(ABC):
     @abstractmethod
     def preprocess(self, inputs: list[Any]) -> dict[str, Any]:
         """A padded batch of tensors from `raw` inputs: what serving does before the model runs."""
+
+    def requests(self, rows: Dataset) -> Dataset:
+        """Model inputs as they come when the model serves, one for each of ``rows``: what it is timed on."""
+        return self.encode(rows)
+
+    def runtime(self, model: PreTrainedModel) -> Runtime:
+        """``model`` as it serves: what is timed."""
+        return TorchRuntime(model)
 
 
 def get_task(name: str) -> type[Task]:

@@ -71,18 +71,48 @@ class TorchRuntime:
         device = torch.device(self.device)
         with torch.inference_mode():
             moved = {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
-            outputs = self.model(**self._inputs(moved))
+            outputs = self._outputs(moved)
         accelerator = torch.accelerator.current_accelerator()
         if accelerator is not None and accelerator.type == device.type:
             torch.accelerator.synchronize(device)
         return outputs
 
-    def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def _outputs(self, batch: dict[str, Any]) -> Any:
         inputs = {key: value for key, value in batch.items() if key not in self._labels}
         shift = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
         if shift is not None and "labels" in batch and "decoder_input_ids" not in batch:
             inputs["decoder_input_ids"] = shift(batch["labels"])
-        return inputs
+        return self.model(**inputs)
+
+
+class GeneratingRuntime(TorchRuntime):
+    """A PyTorch model that answers token by token, with `generate`.
+
+    Attributes:
+        settings: of `generate`.
+    """
+
+    name = "PyTorch, generating"
+
+    def __init__(self, model: nn.Module, **settings: Any):
+        super().__init__(model)
+        self.settings = settings
+        self._examples = self._tokens = 0
+
+    @property
+    def new_tokens(self) -> float:
+        """Mean number of tokens of an answer so far."""
+        return self._tokens / max(1, self._examples)
+
+    def _outputs(self, batch: dict[str, Any]) -> Any:
+        model: Any = self.model
+        unused = (*self._labels, "decoder_input_ids", "decoder_attention_mask")
+        outputs = model.generate(**{key: value for key, value in batch.items() if key not in unused}, **self.settings)
+        start = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+        padding = self.settings.get("pad_token_id", model.generation_config.pad_token_id)
+        self._tokens += int((outputs[:, start:] != padding).sum())
+        self._examples += len(outputs)
+        return outputs
 
 
 @contextlib.contextmanager

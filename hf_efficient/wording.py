@@ -90,6 +90,10 @@ def rate(value: float) -> str:
     return f"{number(value)} examples/s"
 
 
+def token_rate(value: float) -> str:
+    return f"{number(value)} tokens/s"
+
+
 def optional(name: str, key: str) -> Callable[[Measurement], float | None]:
     return lambda measurement: (getattr(measurement, name) or {}).get(key)
 

@@ -69,6 +69,10 @@ class Classification(Task):
         """``classes.txt`` and ``confusion.png``, where there are classes."""
         return self.target.details(*_arrays(prediction), self.label_names)
 
+    def baseline(self, data: DatasetDict, split: str) -> tuple[str, dict[str, float]]:
+        """The most frequent class of train, or the mean, always."""
+        return self.target.baseline(data["train"], data[split], self.label_names)
+
 
 def _arrays(prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(logits_of(prediction)), np.asarray(prediction.label_ids)

@@ -1,11 +1,15 @@
 """Metrics as local `evaluate` modules: `evaluate.load` would look for them on the Hub."""
 
+import re
 from typing import Any
 
 import datasets
 import evaluate
 import jiwer
 import numpy as np
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 from scipy.stats import pearsonr, spearmanr
 from seqeval import metrics as entity
 from sklearn.metrics import accuracy_score, f1_score
@@ -117,19 +121,68 @@ class ErrorRates(_InMemory):
     """Words and characters that are wrong, missing or too many, over those given; over all texts, 0 or more."""
 
     def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=type(self).__doc__,
-            citation="",
-            inputs_description="predictions, references: transcripts",
-            features=datasets.Features({"predictions": text, "references": text}),
-        )
+        return _info_of_texts(type(self).__doc__)
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         return {
             "wer": float(jiwer.wer(references, predictions)),
             "cer": float(jiwer.cer(references, predictions)),
         }
+
+
+class TranslationMetrics(_InMemory):
+    """chrF and BLEU of a whole set of texts by sacrebleu, from 0 to 100.
+
+    chrF: Popović 2015 (character n-grams up to 6, no words); BLEU: Papineni et al. 2002, with the ``tokenize`` of
+    sacrebleu that is given.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info_of_texts(type(self).__doc__)
+
+    def _compute(self, predictions: list[str], references: list[str], tokenize: str = "13a") -> dict[str, float]:
+        return {
+            "chrf": float(sacrebleu.corpus_chrf(predictions, [references]).score),
+            "bleu": float(sacrebleu.corpus_bleu(predictions, [references], tokenize=tokenize).score),
+        }
+
+
+class SummaryMetrics(_InMemory):
+    """ROUGE-1, -2 and -L (Lin 2004): F1 of words, pairs of words and the longest common sequence; means, in [0, 1].
+
+    By the package rouge-score, without stemming, with words of any script (see `Words`).
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info_of_texts(type(self).__doc__)
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        names = ("rougeL", "rouge1", "rouge2")
+        scorer = RougeScorer(list(names), tokenizer=Words())
+        found = [scorer.score(reference, said) for reference, said in zip(references, predictions, strict=True)]
+        return {name: sum(each[name].fmeasure for each in found) / len(found) for name in names}
+
+
+class Words(Tokenizer):
+    """Words of a text in lower case; Chinese characters and Japanese syllables, written without spaces, one by one.
+
+    The package's own knows the letters a to z alone. On ASCII both are the same.
+    """
+
+    _PATTERN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+
+    def tokenize(self, text: str) -> list[str]:
+        return self._PATTERN.findall(text.lower())
+
+
+def _info_of_texts(description: str | None) -> evaluate.MetricInfo:
+    text = datasets.Value("string")
+    return evaluate.MetricInfo(
+        description=description,
+        citation="",
+        inputs_description="predictions, references: texts, one per example",
+        features=datasets.Features({"predictions": text, "references": text}),
+    )
 
 
 def logits_of(prediction: EvalPrediction) -> Any:

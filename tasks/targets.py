@@ -96,6 +96,10 @@ class Target(ABC):
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """From logits (examples, outputs) and labels."""
 
+    @abstractmethod
+    def baseline(self, train: Dataset, judged: Dataset, names: Sequence[str]) -> tuple[str, dict[str, float]]:
+        """What needs no model, in words, and its metrics on ``judged``."""
+
     def per_class(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
         """Recall of each class that occurs."""
         return {}
@@ -103,6 +107,9 @@ class Target(ABC):
     def details(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, str | bytes]:
         """Name of a file -> what it says of each class."""
         return {}
+
+    def _most_frequent(self, train: Dataset) -> str:
+        return Counter(name for row in self._all_names(train) for name in row).most_common(1)[0][0]
 
     def _all_names(self, dataset: Dataset) -> list[list[str]]:
         """Names of the classes of each row."""
@@ -144,6 +151,12 @@ class SingleLabel(Target):
         """Accuracy, macro F1 and calibration error; labels are indices of classes (examples,)."""
         found = ClassificationMetrics().compute(predictions=logits.argmax(-1), references=labels)
         return {**found, "calibration_error": calibration_error(logits, labels)}
+
+    def baseline(self, train: Dataset, judged: Dataset, names: Sequence[str]) -> tuple[str, dict[str, float]]:
+        most = self._most_frequent(train)
+        labels = self.indexer(judged, names)(judged[self.label])
+        said = [list(names).index(most)] * len(labels)
+        return f"always '{most}'", ClassificationMetrics().compute(predictions=said, references=labels)
 
     def per_class(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
         right = logits.argmax(-1) == labels
@@ -213,6 +226,13 @@ class MultiLabel(Target):
         choices = np.stack((np.zeros_like(logits), logits), -1).reshape(-1, 2)
         return {**found, "calibration_error": calibration_error(choices, labels.reshape(-1).astype(int))}
 
+    def baseline(self, train: Dataset, judged: Dataset, names: Sequence[str]) -> tuple[str, dict[str, float]]:
+        most = self._most_frequent(train)
+        labels = np.asarray(self.indexer(judged, names)(judged[self.label]), dtype=int)
+        said = np.zeros_like(labels)
+        said[:, list(names).index(most)] = 1
+        return f"always '{most}'", MultiLabelMetrics().compute(predictions=said, references=labels)
+
     def per_class(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
         right = logits > 0
         shares = {name: right[labels[:, index] > 0, index] for index, name in enumerate(names)}
@@ -255,6 +275,14 @@ class Regression(Target):
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Pearson and Spearman correlation, mean absolute and root mean squared error, from outputs (examples, 1)."""
         return RegressionMetrics().compute(predictions=logits.reshape(-1), references=labels.reshape(-1))
+
+    def baseline(self, train: Dataset, judged: Dataset, names: Sequence[str]) -> tuple[str, dict[str, float]]:
+        mean, labels = (
+            np.mean([float(value) for value in train[self.label]]),
+            [float(one) for one in judged[self.label]],
+        )
+        said = [mean] * len(labels)
+        return f"always {mean:.4g}, the mean", RegressionMetrics().compute(predictions=said, references=labels)
 
 
 TARGETS: dict[str, type[Target]] = {kind.problem_type: kind for kind in (SingleLabel, MultiLabel, Regression)}

@@ -1,6 +1,6 @@
 """What tasks on text share: a tokenizer, and texts cut to a number of tokens."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from transformers import PreTrainedModel
@@ -18,11 +18,12 @@ class TextData(DataSettings):
 
 
 class TextTask(Task):
-    """Loads tokenizer and model, and sees to it that both take texts of ``max_length``."""
+    """Loads tokenizer and model, and sees to it that both take texts as long as the settings say."""
 
-    data_settings = TextData
+    length_settings: ClassVar[tuple[str, ...]] = ("max_length",)
+    """Settings that are numbers of tokens."""
 
-    settings: TextData
+    data_settings: ClassVar[type[DataSettings]] = TextData
 
     def load_processor(self, model: str, **kwargs: Any) -> Any:
         tokenizer = super().load_processor(model, **kwargs)
@@ -41,8 +42,9 @@ class TextTask(Task):
         return loaded
 
     def _check_length(self, limit: int | None, model: str) -> None:
-        if limit and 0 < limit < self.settings.max_length:
-            raise ConfigError(
-                f"data.max_length is {self.settings.max_length}, but model '{model}' takes at most {limit} tokens; "
-                f"set data.max_length={limit}"
-            )
+        for name in self.length_settings:
+            if limit and 0 < limit < (length := getattr(self.settings, name)):
+                raise ConfigError(
+                    f"data.{name} is {length}, but model '{model}' takes at most {limit} tokens; "
+                    f"set data.{name}={limit}"
+                )

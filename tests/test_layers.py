@@ -58,7 +58,7 @@ INSTANCES = {
 }
 """Package of instances -> what its modules may import. Only its own test and the command line import them by name."""
 
-TASK_MAY = {"errors", "data", "functional", "pretrained", "task", "tasks"}
+TASK_MAY = {"arguments", "data", "errors", "functional", "pretrained", "task", "tasks", "timing", "trainer"}
 LONGEST_FILE = 400
 
 

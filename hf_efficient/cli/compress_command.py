@@ -85,11 +85,15 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _judged(task: Any, model: Any, rows: Any) -> tuple[Any, dict[str, float]]:
     """Size and speed in PyTorch, and metrics, on the rows."""
-    from hf_efficient.guard import predictions
-    from hf_efficient.measure import Measurement, TorchRuntime, measure
+    import tempfile
 
-    encoded, collate, runtime = task.encode(rows), task.collator(), TorchRuntime(model)
-    timed = list(encoded.select(range(min(TIMED_EXAMPLES, len(encoded)))))
-    timing = measure(runtime, timed, collate, repeats=1, seconds=1.0)
-    found = task.compute_metrics(predictions(runtime, encoded, collate))
-    return Measurement.of(timing, model), {name: float(value) for name, value in found.items()}
+    from hf_efficient.before_after import plain_metrics
+    from hf_efficient.measure import Measurement, measure
+
+    timed = list(task.requests(rows.select(range(min(TIMED_EXAMPLES, len(rows))))))
+    timing = measure(task.runtime(model), timed, task.collator(), repeats=1, seconds=1.0)
+    with tempfile.TemporaryDirectory() as folder:
+        quiet: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
+        args = task.arguments_class(folder, **quiet, **task.arguments())
+        said = task.trainer(model=model, args=args, processing_class=task.processor).predict(task.encode(rows))
+    return Measurement.of(timing, model), plain_metrics(said.metrics, "test")

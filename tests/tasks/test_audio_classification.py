@@ -144,7 +144,10 @@ BROKEN = {
     "header": (FILES[0][:20], r"cannot read the recording"),
     "nothing": (b"", r"the recording is empty; replace it or delete the row"),
     "no samples": (file_bytes(np.zeros(0)), r"the recording is empty; replace it or delete the row"),
-    "short": (file_bytes(np.zeros(20)), r"the recording lasts 0.003 s, and the model takes 0.006 s or more; replace it"),
+    "short": (
+        file_bytes(np.zeros(20)),
+        r"the recording lasts 0.003 s, and the model takes 0.006 s or more; replace it",
+    ),
 }
 
 

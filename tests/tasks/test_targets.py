@@ -121,7 +121,7 @@ def test_several_classes_are_learnt_cut_and_answered(cut: Any) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(made.finished)
     assert model.config.problem_type == MULTI
     assert model.bert.encoder.layer[0].intermediate.dense.out_features == 16
-    answers = pipeline(built.pipeline, model=model, tokenizer=built.processor, top_k=None)("money and card")
+    [answers] = pipeline(built.pipeline, model=model, tokenizer=built.processor, top_k=None)(["money and card"])
     assert {answer["label"] for answer in answers if answer["score"] > 0.5} == {"money", "card"}
     shares = {answer["label"]: answer["score"] for answer in answers}
     assert sum(shares.values()) > 1.2, "each for itself"
@@ -172,6 +172,20 @@ def test_metrics_of_numbers() -> None:
     assert built.main_metric in found
     assert built.compute_metrics(EvalPrediction(np.ones((24, 1)), np.asarray(NUMBERS)))["pearson"] == 0.0
     assert built.details(EvalPrediction(said, np.asarray(NUMBERS))) == {}
+
+
+# What needs no model
+
+
+def test_baselines() -> None:
+    data = splits(SEVERAL)
+    said, found = checked(data, MULTI).baseline(data, "validation")
+    assert said == "always 'card'"
+    assert found["f1_micro"] == pytest.approx(2 * 12 / (24 + 36))
+    data = splits(NUMBERS)
+    said, found = checked(data, REGRESSION).baseline(data, "validation")
+    assert said == f"always {np.mean(NUMBERS):.4g}, the mean"
+    assert found["rmse"] == pytest.approx(np.std(NUMBERS))
 
 
 # What does not fit

@@ -249,6 +249,14 @@ def test_recall_per_class() -> None:
     assert found == {"a": 1.0, "b": pytest.approx(2 / 3)}, "c does not occur"
 
 
+def test_baseline_is_the_most_frequent_class_of_train() -> None:
+    data = splits()
+    data["test"] = Dataset.from_dict({"text": ["a"] * 4, "label": ["card", "money", "money", "app"]})
+    name, found = checked(data).baseline(data, "test")
+    assert name == "always 'card'"
+    assert found == pytest.approx({"accuracy": 0.25, "f1_macro": 0.4 / 3})
+
+
 def test_pipeline_takes_raw_and_gives_label_names(checkpoint: str, tmp_path: Path) -> None:
     data = splits()
     built = checked(data)
