@@ -174,12 +174,11 @@ def test_refusals_come_before_anything_is_written(recipe: Path, tmp_path: Path) 
 def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of every stage, on its bundled sample."""
     monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
-    stages = [*Recipe.load(name).stages]
-    steps = [f"stages.{stage}.training.max_steps=2" for stage in stages]
-    named = "stages.compress.optimizations={structured_pruning: {keep_layers: [0, 5]}}"  # two steps teach nothing
-    folder = run(name, [*steps, *([named] if "compress" in stages else [])], runs=tmp_path)
+    steps = [f"stages.{stage}.training.max_steps=2" for stage in Recipe.load(name).stages]
+    named = ["stages.compress.optimizations={structured_pruning: {keep_layers: [0, 3]}}"]  # two steps teach nothing
+    folder = run(name, [*steps, *named], runs=tmp_path)
     assert isinstance(folder, Path)
-    assert weights(folder / "stages" / stages[-1] / "final")
+    assert weights(folder / "stages/compress/final")
 
 
 @pytest.fixture
