@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 TASKS = {
     "audio-classification": "hf_efficient.tasks.audio_classification:AudioClassification",
     "image-classification": "hf_efficient.tasks.image_classification:ImageClassification",
+    "recommendation": "hf_efficient.tasks.recommendation:Recommendation",
+    "sentence-similarity": "hf_efficient.tasks.sentence_similarity:SentenceSimilarity",
     "speech-recognition": "hf_efficient.tasks.speech_recognition:SpeechRecognition",
     "summarization": "hf_efficient.tasks.summarization:Summarization",
     "text-classification": "hf_efficient.tasks.text_classification:TextClassification",
