@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from transformers import EvalPrediction, pipeline
 
@@ -209,7 +210,9 @@ def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(result.sample, dict)
     (told,) = [score(result.sample)]
     assert told["label"] == "click"
-    assert 0.5 < told["score"] < 1
+    with torch.no_grad():
+        logits = score.model(**score.tokenizer(**result.sample, return_tensors="pt")).logits
+    assert told["score"] == pytest.approx(logits.sigmoid().item(), rel=1e-4), "a probability"
     assert score({**result.sample, "text": "how do i pay"})["score"] < 0.5
 
 
