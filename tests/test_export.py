@@ -94,6 +94,36 @@ def test_int8_is_smaller_in_every_table_and_matrix(exports: Exports) -> None:
     assert any(node.op_type == "MatMulInteger" for node in model.graph.node)
 
 
+def test_onnx_runtime_multiplies_integers(exports: Exports, tmp_path: Path) -> None:
+    """What the session executes, after its own optimizations."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "executed.onnx")
+    source = exports("text", "onnx", "dynamic").folder / "model.onnx"
+    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "executed.onnx", load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    integer = [node for node in graph.node if node.op_type in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul")]
+    floating = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")]
+    assert len(integer) >= 4 * 2  # query, key and value in one, output, and two of the feed-forward network; two layers
+    assert not [node for node in floating if weights & set(node.input)]
+
+
+def test_openvino_multiplies_integers(exports: Exports) -> None:
+    """What the CPU plugin executes."""
+    import openvino
+
+    source = next(exports("text", "openvino", "static").folder.glob("*.xml"))
+    executed = openvino.Core().compile_model(source, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model()
+    told = [operation.get_rt_info() for operation in executed.get_ops()]
+    multiplied = [one["runtimePrecision"] for one in told if one["layerType"] == "FullyConnected"]
+    assert len(multiplied) >= 6 * 2
+    assert set(multiplied) <= {"i8", "u8"}
+
+
 class Tampered(Candidate):
     """Converts to what is in ``folder``, changed on the way."""
 
