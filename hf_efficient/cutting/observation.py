@@ -42,6 +42,8 @@ def rows_that_count(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> 
     Where each example may have several classes, each class is a row: a choice between yes and no.
     """
     labels = batch.get("labels")
+    if not isinstance(labels, torch.Tensor):
+        labels = None  # there are none, or they are lists of objects: each output counts
     if labels is not None and labels.is_floating_point() and labels.shape == logits.shape and logits.shape[-1] > 1:
         logits = torch.stack((logits, torch.zeros_like(logits)), dim=-1)
     elif labels is not None and logits.dim() > 2 and labels.shape == logits.shape[:-1]:
