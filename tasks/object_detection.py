@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
 from PIL import Image
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, EvalPrediction, PreTrainedConfig, PreTrainedModel
 
 from hf_efficient.errors import ConfigError, DataError, unknown
-from hf_efficient.pretrained import load_pretrained, resolve_model
+from hf_efficient.pretrained import is_new, load_pretrained, resolve_model
 from hf_efficient.tasks.boxes import BoxFormat, ObjectReader, average_precisions
 from hf_efficient.tasks.boxes_picture import boxes_png
 from hf_efficient.tasks.images import ImageData, ImageTask, resized
@@ -30,6 +31,9 @@ SURE = 0.5
 """Predictions with a lower score are not shown; metrics count them all. As the pipeline has it."""
 
 SHOWN_IMAGES = 8
+
+SPREAD = 0.5
+"""Standard deviation of new tokens and positions."""
 
 _FEATURES = {
     "pixel_values": {"data": Value("binary"), "shape": List(Value("int32"))},
@@ -157,6 +161,8 @@ class ObjectDetection(ImageTask):
     def load_model(self, model: str, **kwargs: Any) -> PreTrainedModel:
         _check_backbone(load_pretrained(AutoConfig, resolve_model(model)), model)
         loaded = super().load_model(model, **kwargs)
+        if is_new(model):
+            _spread(loaded)
         config: Any = loaded.config
         found = getattr(config, "num_queries", None) or getattr(config, "num_detection_tokens", self._most)
         if self._most > found:
@@ -313,6 +319,16 @@ def _fields(feature: Any) -> dict[str, Any]:
     if not isinstance(inside, Mapping):
         return {}
     return {name: one.feature if isinstance(one, (List, LargeList)) else one for name, one in inside.items()}
+
+
+def _spread(model: PreTrainedModel) -> None:
+    """Random values for tokens and positions that transformers leaves at zero, since YOLOS starts from a trained ViT.
+
+    Equal tokens say the same of every image, and learn to tell objects apart only slowly.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith(("detection_tokens", "position_embeddings")) and not parameter.any():
+            nn.init.trunc_normal_(parameter, std=SPREAD)
 
 
 def _check_backbone(config: PreTrainedConfig, model: str) -> None:

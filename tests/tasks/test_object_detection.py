@@ -248,6 +248,16 @@ def test_model_that_finds_too_few(checkpoint: str, caplog: pytest.LogCaptureFixt
     assert "finds 4 at most" in caplog.text
 
 
+def test_tokens_of_a_new_model_differ(checkpoint: str) -> None:
+    """Else all would say the same. Those of a trained one stay as they are."""
+    built = ready(splits(), checkpoint)
+    new, trained = (
+        built.load_model(model).vit.embeddings.detection_tokens for model in (f"new:{checkpoint}", checkpoint)
+    )
+    assert len(new[0].unique(dim=0)) == 4
+    assert not trained.any()
+
+
 def test_backbone_of_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     DetrConfig().save_pretrained(tmp_path / "detr")
