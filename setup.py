@@ -21,6 +21,7 @@ EXTRAS = {
     "openvino": ["openvino>=2026.1", "nncf>=3"],
     "peft": ["peft>=0.18"],
     "search": ["optuna>=4.5"],
+    "sentence-transformers": ["sentence-transformers>=6"],
     "torchao": ["torchao>=0.16"],
 }
 EXTRAS["test"] = [
@@ -37,6 +38,7 @@ EXTRAS["test"] = [
     *EXTRAS["openvino"],
     *EXTRAS["peft"],
     *EXTRAS["search"],
+    *EXTRAS["sentence-transformers"],
     *EXTRAS["torchao"],
 ]
 EXTRAS["dev"] = [*EXTRAS["test"], "ruff", "mypy", "types-PyYAML"]

@@ -31,7 +31,7 @@ from transformers import (
 
 from benchmarks.banking77 import folder_of_data
 from benchmarks.comparison import PEERS, best_of, in_turns, int8_exports
-from benchmarks.compression import DEPENDS, EXPORTS, RUNTIME, VOCABULARY
+from benchmarks.compression import DEPENDS, EXPORTS, RUNTIME
 from benchmarks.harness import Bench, alone, main
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments, export
 from hf_efficient.data import load
@@ -90,7 +90,7 @@ def entities() -> Case:
         task.compute_metrics,
         (8, 14),
         (5e-4, 6e-4),
-        {"length_batching": {}, "vocabulary_trimming": {"min_count": 0, "size": VOCABULARY}},
+        {"length_batching": {}},  # the vocabulary stays: with 12,000 tokens F1 falls by 2.9 points, names get spelled
     )
 
 

@@ -32,6 +32,8 @@ _TASKS: Mapping[str, Any] = TASK_MAPPING
 _PIPELINES: Mapping[str, Any] = SUPPORTED_TASKS
 _SAMPLE = "sample:"
 _SHOWN_CLASSES = 30
+_SENTENCES = "modules.json"
+"""The file that tells a model of sentence-transformers."""
 _PROCESSORS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
@@ -78,14 +80,15 @@ def write_card(folder: str | Path, report: Report, about: About) -> Path:
 def card(folder: str | Path, report: Report, about: About) -> ModelCard:
     """The card of the model saved in ``folder``."""
     config = _config(Path(folder))
-    task = pipeline_task(config)
+    embeds = (Path(folder) / _SENTENCES).is_file()
+    task = "sentence-similarity" if embeds else pipeline_task(config)
     data = ModelCardData(
         model_name=about.name,
         base_model=hub_id(about.base_model),
         datasets=[name] if (name := _data_id(about.data)) else None,
         language=about.language,
         license=about.license,
-        library_name="transformers" if config is not None else None,
+        library_name="sentence-transformers" if embeds else "transformers" if config is not None else None,
         pipeline_tag=task,
         tags=[TAG, *dict.fromkeys(change["name"] for change in report.changes if "name" in change), *about.tags],
         eval_results=_results(report, about, task) or None,
@@ -220,10 +223,15 @@ def _loading(folder: Path, config: PreTrainedConfig | None, task: str | None) ->
     has_pipeline = bool(pipelines) and any((folder / name).is_file() for name in _PROCESSORS)
     if not hasattr(transformers, loader):  # a class of the user's own
         return ""
-    code = [f"from transformers import {loader}{', pipeline' if has_pipeline else ''}", ""]
+    if (folder / _SENTENCES).is_file():
+        library, call = "from sentence_transformers import SentenceTransformer", f'SentenceTransformer("{MODEL}")'
+    else:
+        library = f"from transformers import {loader}{', pipeline' if has_pipeline else ''}"
+        call = f'{loader}.from_pretrained("{MODEL}")'
+    code = [library, ""]
     if shapes_of(config):
         code = ["import hf_efficient  # the layers have sizes of their own, which this reads", *code]
-    code.append(f'model = {loader}.from_pretrained("{MODEL}")')
+    code.append(f"model = {call}")
     if has_pipeline:
         code.append(f'predict = pipeline("{task}", model="{MODEL}")  # with the preprocessing')
     lines = ["## How to load it", "", "The name on the Hub, or the folder of this card:", "", "```python", *code, "```"]

@@ -29,7 +29,8 @@ class DataSettings(BaseModel):
     """Where the data is; each task adds the columns it reads.
 
     A source is ``sample:<name>`` (bundled), a csv, tsv, json, jsonl, parquet or conll file, a folder with images or
-    recordings in a folder for each class, or a Hub data set (``user/name`` or ``user/name:config``).
+    recordings in a folder for each class or with MIND's behaviors.tsv and news.tsv, or a Hub data set (``user/name`` or
+    ``user/name:config``).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from hf_efficient.errors import DataError
+from hf_efficient.mind import is_mind, read_mind
 
 FORMATS = {
     ".csv": "csv",
@@ -47,18 +48,20 @@ _HINTS = {
 
 def read_folder(path: Path) -> Dataset:
     """Images or recordings, whichever are more, in a folder for each class (columns ``image`` or ``audio``, and
-    ``label``) or with a metadata file: the image and audio folders of `datasets`.
+    ``label``) or with a metadata file: the image and audio folders of `datasets`. Or what `read_mind` reads.
 
     Raises:
         DataError: there are none.
     """
+    if is_mind(path):
+        return read_mind(path)
     files = (file for file in path.rglob("*") if file.is_file())
     kinds = Counter((mimetypes.guess_type(file.name)[0] or "").partition("/")[0] for file in files)
     found = [(kinds[kind], builder) for kind, builder in _FOLDERS.items() if kinds[kind]]
     if not found:
         raise DataError(
-            f"{path} is a folder without images or recordings; give one with a folder for each class in it, or name "
-            f"a file ({', '.join(FORMATS)})"
+            f"{path} is a folder without images or recordings; give one with a folder for each class in it, one with "
+            f"behaviors.tsv and news.tsv, or name a file ({', '.join(FORMATS)})"
         )
     builder_name = max(found)[1]
     pattern = f"{glob.escape(str(path.resolve()))}/**"

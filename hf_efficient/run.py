@@ -284,11 +284,11 @@ class _Job(Outcome):
         if exported is not None:
             metrics[self.judged]["exported"], classes["exported"] = self.judge_export(exported)
             notes.append(f"Export ({exported.format}, quantize {exported.quantize}): {exported.comparison}.")
-        judged = metrics[self.judged]
+        judged, measured = metrics[self.judged], self.measurement(after)
         report = Report(
             title=f"{self.recipe.name}: before and after",
-            before=self.measurement(before),
-            after=self.measurement(after),
+            before=measured if before == after else self.measurement(before),  # of one stage, the same to the bit
+            after=measured,
             exported=exported.measurement if exported else None,
             metrics_before=judged["before"],
             metrics_after=judged["after"],

@@ -26,6 +26,8 @@ TASKS = {
     "image-classification": "hf_efficient.tasks.image_classification:ImageClassification",
     "image-generation": "hf_efficient.tasks.image_generation:ImageGeneration",
     "object-detection": "hf_efficient.tasks.object_detection:ObjectDetection",
+    "recommendation": "hf_efficient.tasks.recommendation:Recommendation",
+    "sentence-similarity": "hf_efficient.tasks.sentence_similarity:SentenceSimilarity",
     "speech-recognition": "hf_efficient.tasks.speech_recognition:SpeechRecognition",
     "summarization": "hf_efficient.tasks.summarization:Summarization",
     "text-classification": "hf_efficient.tasks.text_classification:TextClassification",

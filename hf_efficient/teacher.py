@@ -258,7 +258,8 @@ def _load(name: str, student: Any) -> Any:
     source = resolve_model(name)
     config = load_pretrained(transformers.AutoConfig, source)
     architecture = next(iter(getattr(config, "architectures", None) or []), None)
-    cls = getattr(transformers, architecture or "", None)
+    same = architecture == type(student).__name__  # the student's class may be one of a task's own
+    cls = type(student) if same else getattr(transformers, architecture or "", None)
     if cls is None:
         raise ConfigError(
             f"distillation: the config of teacher '{name}' names no architecture of transformers; save it again"

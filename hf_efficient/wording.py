@@ -14,6 +14,8 @@ NOT_MEASURED = "not measured"
 SIZE, TIME, SPEED = ("smaller", "larger"), ("faster", "slower"), ("slower", "faster")
 
 _RATES = {"accuracy", "f1", "precision", "recall", "auc", "map", "mrr", "ndcg", "exact", "em", "wer", "cer"} | {
+    "coverage",
+    "diversity",
     "rouge1",
     "rouge2",
     "rougel",

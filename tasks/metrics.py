@@ -1,6 +1,8 @@
 """Metrics as local `evaluate` modules: `evaluate.load` would look for them on the Hub."""
 
+import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import datasets
@@ -10,9 +12,9 @@ import numpy as np
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import pearsonr, rankdata, spearmanr
 from seqeval import metrics as entity
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, ndcg_score, roc_auc_score
 from transformers import EvalPrediction
 
 from hf_efficient.functional.tags import OUTSIDE
@@ -161,6 +163,61 @@ class SummaryMetrics(_InMemory):
         scorer = RougeScorer(list(names), tokenizer=Words())
         found = [scorer.score(reference, said) for reference, said in zip(references, predictions, strict=True)]
         return {name: sum(each[name].fmeasure for each in found) / len(found) for name in names}
+
+
+class RetrievalMetrics(_InMemory):
+    """Of the ranks of right answers, means over questions, in [0, 1].
+
+    mrr: one over the first right answer's rank; recall@k: share of the right ones among the first k; ndcg@10: their
+    gain among the first ten, less by the logarithm of the rank, over the best there is (Järvelin & Kekäläinen 2002).
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            inputs_description="predictions: ranks from 1 of each question's right answers, ascending",
+            features=datasets.Features({"predictions": datasets.List(datasets.Value("int64"))}),
+        )
+
+    def _compute(self, predictions: list[list[int]]) -> dict[str, float]:
+        found = {f"recall@{k}": [sum(rank <= k for rank in one) / len(one) for one in predictions] for k in (1, 5, 10)}
+        gains = [_gain(one) / _gain(range(1, len(one) + 1)) for one in predictions]
+        reciprocal = [1 / one[0] for one in predictions]
+        return {name: sum(each) / len(each) for name, each in {"mrr": reciprocal, **found, "ndcg@10": gains}.items()}
+
+
+def _gain(ranks: Iterable[int], most: int = 10) -> float:
+    return sum(1 / math.log2(rank + 1) for rank in ranks if rank <= most)
+
+
+class RankingMetrics(_InMemory):
+    """Of scores of what was shown at once, means over impressions, in [0, 1], as MIND (Wu et al. 2020) has them.
+
+    auc: share of pairs of a clicked candidate and another that are in order; mrr: mean over the clicked of one over
+    their rank; ndcg@k: gain of the clicked among the first k, less by the logarithm of the rank, over the best.
+    Equal scores count as any order of them, on average. Impressions without both kinds of candidates are left out.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        number, mark = datasets.Value("float64"), datasets.Value("int64")
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            inputs_description="predictions: scores of each impression's candidates; references: 1 where clicked, or 0",
+            features=datasets.Features({"predictions": datasets.List(number), "references": datasets.List(mark)}),
+        )
+
+    def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
+        both = zip(map(np.asarray, predictions), map(np.asarray, references), strict=True)
+        found = [_ranked(scores, clicks) for scores, clicks in both if 0 < clicks.sum() < len(clicks)]
+        return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+
+
+def _ranked(scores: np.ndarray, clicks: np.ndarray) -> dict[str, float]:
+    gains = {f"ndcg@{k}": float(ndcg_score([clicks], [scores], k=k)) for k in (5, 10)}
+    reciprocal = 1 / rankdata(-scores)[clicks == 1]
+    return {"auc": float(roc_auc_score(clicks, scores)), "mrr": float(reciprocal.mean()), **gains}
 
 
 class Words(Tokenizer):

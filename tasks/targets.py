@@ -15,7 +15,7 @@ from sklearn.metrics import classification_report
 from hf_efficient.data import DataSettings
 from hf_efficient.errors import DataError, unknown
 from hf_efficient.functional.confidence import calibration_error
-from hf_efficient.tasks.columns import TEXT, check_type
+from hf_efficient.tasks.columns import TEXT, WHOLE, check_type
 from hf_efficient.tasks.confusion import confusion_png
 from hf_efficient.tasks.metrics import ClassificationMetrics, MultiLabelMetrics, RegressionMetrics
 
@@ -23,8 +23,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 """As in a model's config."""
 
 SINGLE, MULTI, REGRESSION = get_args(ProblemType)
-_WHOLE = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-_NUMBERS = (*_WHOLE[1:], "float16", "float32", "float64")
+_NUMBERS = (*WHOLE[1:], "float16", "float32", "float64")
 
 
 class LabelledData(DataSettings):
@@ -129,7 +128,7 @@ class SingleLabel(Target):
             if -1 in dataset.unique(self.label):
                 raise DataError(f"{allowed}, got rows without a label (-1); use rows that have one")
         elif not isinstance(feature, datasets.Json):  # names and numbers mixed
-            check_type(dataset, self.label, (*TEXT, *_WHOLE), allowed)
+            check_type(dataset, self.label, (*TEXT, *WHOLE), allowed)
 
     def feature(self) -> Any:
         return Value("int64")

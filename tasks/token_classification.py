@@ -11,7 +11,7 @@ from transformers import DataCollatorForTokenClassification, EvalPrediction
 
 from hf_efficient.errors import ConfigError, DataError, unknown
 from hf_efficient.functional.tags import OUTSIDE, split_tag, to_bio
-from hf_efficient.tasks.columns import TEXT
+from hf_efficient.tasks.columns import TEXT, check_list
 from hf_efficient.tasks.metrics import EntityMetrics, logits_of
 from hf_efficient.tasks.tag_report import entity_recalls, entity_report, tag_report
 from hf_efficient.tasks.text import TextData, TextTask
@@ -192,9 +192,9 @@ class TokenClassification(TextTask):
 
     def _check_rows(self, dataset: Dataset, where: str) -> None:
         tokens, tags = self.settings.tokens, self.settings.tags
-        _check_list(dataset, tokens, TEXT, f"{where}: column '{tokens}' must hold a list of words in each row")
+        check_list(dataset, tokens, TEXT, f"{where}: column '{tokens}' must hold a list of words in each row")
         if _names(dataset.features[tags]) is None:
-            _check_list(dataset, tags, TEXT, f"{where}: column '{tags}' must hold a list of named tags in each row")
+            check_list(dataset, tags, TEXT, f"{where}: column '{tags}' must hold a list of named tags in each row")
         for number, (words, marked) in enumerate(zip(dataset[tokens], self._tags(dataset), strict=True), start=1):
             if not words:
                 raise DataError(f"{where}: row {number} has no words; delete it")
@@ -250,12 +250,3 @@ def _index(tag: str, indices: dict[str, int]) -> int:
     if tag not in indices:
         raise DataError(f"{unknown('tag', tag, indices)}; the model has no class for it")
     return indices[tag]
-
-
-def _check_list(dataset: Dataset, column: str, allowed: tuple[str, ...], demand: str) -> None:
-    feature = dataset.features[column]
-    inner = getattr(feature, "feature", None)
-    given = getattr(inner, "dtype", None)
-    if given not in allowed:
-        shown = f"lists of {given}" if given else getattr(feature, "dtype", type(feature).__name__)
-        raise DataError(f"{demand}, got {shown}; name another column of {', '.join(dataset.column_names)}")

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"errors"},
-    {"settings", "files", "machine", "reading"},
+    {"settings", "files", "machine", "mind", "reading"},
     {"hub"},
     {"functional", "checkpoint", "pretrained"},
     {"blocks", "data", "teacher_cache"},

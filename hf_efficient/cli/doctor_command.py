@@ -15,6 +15,7 @@ EXTRAS = {
     "openvino": ("openvino", "export to OpenVINO"),
     "peft": ("peft", "LoRA and other adapters in EfficientTrainer"),
     "search": ("optuna", "Trainer.hyperparameter_search"),
+    "sentence-transformers": ("sentence_transformers", "the task sentence-similarity"),
     "torchao": ("torchao", "8-bit, 4-bit and fp8 AdamW, compiled"),
 }
 """Extra -> (module it brings, what it adds)."""

@@ -7,14 +7,13 @@ def prepare(folder: str, task_name: str | None, data: list[str]) -> tuple[Any, A
     """Task with its processor, model, and the rows of every split that ``data`` (``data.key=value``) names.
 
     Raises:
-        ConfigError: no split named, or settings beside ``data``.
+        ConfigError: no split named, settings beside ``data``, or a model whose task must be named.
         DataError: a source that cannot be read.
     """
     from transformers import AutoConfig
 
     from hf_efficient.data import SPLITS, load_split
     from hf_efficient.errors import ConfigError
-    from hf_efficient.exported import pipeline_of
     from hf_efficient.pretrained import load_pretrained, resolve_model
     from hf_efficient.recipe import set_value
     from hf_efficient.settings import parse
@@ -27,7 +26,7 @@ def prepare(folder: str, task_name: str | None, data: list[str]) -> tuple[Any, A
         raise ConfigError(f"only data.key=value and options go here, got {' '.join(data)}")
     config = load_pretrained(AutoConfig, resolve_model(folder))
     architectures = config.architectures or ["(none)"]
-    task_class = get_task(task_name or pipeline_of(architectures[0])[0])
+    task_class = get_task(task_name or _task_of(architectures[0]))
     named = [split for split in SPLITS if values["data"].get(split)]
     if not named:
         raise ConfigError("real inputs are needed: add data.test=FILE (or data.validation, data.train)")
@@ -36,6 +35,17 @@ def prepare(folder: str, task_name: str | None, data: list[str]) -> tuple[Any, A
     task = task_class(settings)
     task.load_processor(folder)
     return task, task.load_model(folder), splits
+
+
+def _task_of(architecture: str) -> str:
+    from hf_efficient.errors import ConfigError
+    from hf_efficient.exported import pipeline_of
+    from hf_efficient.task import TASKS
+
+    try:
+        return pipeline_of(architecture)[0]
+    except ConfigError:
+        raise ConfigError(f"a {architecture} does not tell its task; name it: --task {', '.join(TASKS)}") from None
 
 
 def judged_split(splits: dict[str, Any]) -> tuple[str, Any]:

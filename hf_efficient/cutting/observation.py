@@ -39,12 +39,15 @@ def logits_on(model: "PreTrainedModel", batches: Batches) -> list[torch.Tensor]:
 def rows_that_count(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """``logits`` (..., classes) in fp32 as (rows, classes), without tokens that have no label.
 
-    Where each example may have several classes, each class is a row: a choice between yes and no.
+    Where each example may have several classes, each class is a row: a choice between yes and no. Where outputs are no
+    class scores, each is a row: a number.
     """
     labels = batch.get("labels")
     if not isinstance(labels, torch.Tensor):
         labels = None  # there are none, or they are lists of objects: each output counts
-    if labels is not None and labels.is_floating_point() and labels.shape == logits.shape and logits.shape[-1] > 1:
+    if labels is not None and labels.is_floating_point():
+        if labels.shape != logits.shape or logits.shape[-1] == 1:
+            return logits.float().reshape(-1, 1)
         logits = torch.stack((logits, torch.zeros_like(logits)), dim=-1)
     elif labels is not None and logits.dim() > 2 and labels.shape == logits.shape[:-1]:
         logits = logits[labels != -100]
@@ -54,7 +57,7 @@ def rows_that_count(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> 
 def divergence(model: "PreTrainedModel", batches: Batches, reference: Sequence[torch.Tensor]) -> float:
     """How far ``model`` is from the logits of another on the same batches.
 
-    Mean Kullback-Leibler divergence in nats; of one output only, mean squared difference over the reference's variance.
+    Mean Kullback-Leibler divergence in nats; of numbers, mean squared difference over the reference's variance.
     """
     total, rows = 0.0, 0
     spread = torch.cat(list(reference)).var().clamp_min(1e-12)

@@ -13,6 +13,7 @@ from hf_efficient.cutting.observation import (
     logits_on,
     moments,
     moments_towards,
+    rows_that_count,
     streams,
     unit_gradients,
 )
@@ -35,6 +36,15 @@ def test_divergence_is_the_mean_kullback_leibler_of_rows(trained: Any, batches: 
     p, q = (torch.cat(logits_on(model, batches)).softmax(-1) for model in (trained, other))
     expected = (p * (p / q).log()).sum(-1).mean().item()
     assert divergence(other, batches, logits_on(trained, batches)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_outputs_that_are_no_class_scores_are_numbers() -> None:
+    """Labels that are floats tell; with one for each output, it is a yes or no."""
+    outputs = torch.randn(4, 3)
+    assert rows_that_count(outputs, {"labels": torch.arange(4.0)}).shape == (12, 1)
+    assert rows_that_count(outputs[:, :1], {"labels": torch.ones(4, 1)}).shape == (4, 1)
+    assert rows_that_count(outputs, {"labels": torch.ones(4, 3)}).shape == (12, 2)
+    assert rows_that_count(outputs, {"labels": torch.ones(4, dtype=torch.long)}).shape == (4, 3)
 
 
 def test_moments_are_those_of_the_projection(trained: Any, batches: Any) -> None:

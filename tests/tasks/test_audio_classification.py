@@ -50,14 +50,13 @@ def values(built: AudioClassification, split: Dataset) -> list[np.ndarray]:
     return [row["input_values"] for row in built.encode(split)]
 
 
-@pytest.mark.parametrize("model", ["new:ast-tiny", "new:wav2vec2-tiny"])
-def test_the_sample_and_a_new_model(model: str) -> None:
-    settings = AudioClassificationData(train="sample:sounds", max_seconds=0.95)
+def test_the_sample_and_a_new_model() -> None:
+    settings = AudioClassificationData(train="sample:sounds")
     data = load(settings)
     built = get_task("audio-classification")(settings)
     built.check(data)
-    built.load_processor(model)
-    loaded = built.load_model(model)
+    built.load_processor("new:wav2vec2-tiny")
+    loaded = built.load_model("new:wav2vec2-tiny")
     assert built.label_names == ["falling", "noise", "pulses", "rising", "steady"] == [*loaded.config.label2id]
     batch = built.collator()(list(built.encode(data["validation"].select(range(5)))))
     assert loaded(**batch).logits.shape == (5, 5)
@@ -144,10 +143,7 @@ BROKEN = {
     "header": (FILES[0][:20], r"cannot read the recording"),
     "nothing": (b"", r"the recording is empty; replace it or delete the row"),
     "no samples": (file_bytes(np.zeros(0)), r"the recording is empty; replace it or delete the row"),
-    "short": (
-        file_bytes(np.zeros(20)),
-        r"the recording lasts 0.003 s, and the model takes 0.006 s or more; replace it",
-    ),
+    "short": (file_bytes(np.zeros(20)), r"the recording lasts 0.003 s, and the model takes 0.006 s or more"),
 }
 
 
@@ -274,13 +270,14 @@ def test_public_data(data_folder: Path, tmp_path: Path) -> None:
     """Paths of recordings, seen from the file that lists them."""
     with zipfile.ZipFile(data_folder / "fsdd" / "test.zip") as packed:
         packed.extractall(tmp_path)
-    settings = AudioClassificationData(train=str(tmp_path / "metadata.csv"), audio="file_name", max_seconds=0.95)
+    settings = AudioClassificationData(train=str(tmp_path / "metadata.csv"), audio="file_name")
     built = AudioClassification(settings)
     data = load(settings)
     built.check(data)
-    built.load_processor("new:ast-tiny")
+    built.load_processor("new:wav2vec2-tiny")
     assert len(built.label_names) == 10
-    assert built.encode(data["validation"])[0]["input_values"].shape == (48, 64)
+    row = data["validation"][0]
+    assert len(built.encode(data["validation"])[0]["input_values"]) == round(float(row["seconds"]) * RATE)
 
 
 def test_exports_answer_as_audio_models() -> None:

@@ -1,5 +1,6 @@
 """Translation, and what all tasks from text to text share: encoding, generated texts, metrics of them, refusals."""
 
+import functools
 import json
 import logging
 from pathlib import Path
@@ -236,6 +237,7 @@ def recipe(checkpoint: str, tmp_path: Path) -> Path:
 
 def test_run_reports_generated_texts(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_efficient.outcome.peak_memory_mb", lambda *args, **kwargs: None)
+    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
     result = run(recipe, runs=tmp_path / "runs")
     assert result is not None
     found = result.metrics["test"]
