@@ -80,6 +80,7 @@ setup(
         "sacrebleu>=2.4",
         "matplotlib>=3.8",
         "psutil>=5.9",
+        "pycocotools>=2.0.11",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["hf-efficient=hf_efficient.cli:main"]},

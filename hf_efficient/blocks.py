@@ -31,6 +31,7 @@ class Sublayer:
         parts: blocks of rows in each input projection that every unit has a share of: 3 where query, key and value are
             one matrix.
         count: module and attribute that hold the number of units, where the forward pass reads it.
+        width: attribute of the same module that holds their width together, likewise.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Sublayer:
     stream: str
     parts: int = 1
     count: tuple[str, str] | None = None
+    width: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,22 @@ _VIT = (
         ),
     ),
 )
+_YOLOS = (
+    LayerStack(
+        "encoder.layer",
+        sublayers=(
+            Sublayer(
+                ATTENTION,
+                ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+                "attention.output.dense",
+                "layernorm_after",
+                count=("attention.attention", "num_attention_heads"),
+                width="all_head_size",
+            ),
+            Sublayer(FFN, ("intermediate.dense",), "output.dense", ""),
+        ),
+    ),
+)
 _DISTILBERT = (
     LayerStack(
         "transformer.layer",
@@ -170,6 +188,7 @@ FAMILIES: dict[str, tuple[LayerStack, ...]] = {
     "vit": _VIT,
     "wav2vec2": _WAV2VEC2,
     "xlm-roberta": _BERT,
+    "yolos": _YOLOS,
 }
 """`config.model_type` -> its layer stacks."""
 
@@ -178,8 +197,8 @@ def layer_stacks(model: "PreTrainedModel") -> tuple[LayerStack, ...]:
     """The layer stacks of ``model``.
 
     Raises:
-        ConfigError: a family that is not in the table, a model wrapped by another library, or one whose head is tied to
-            the number of layers.
+        ConfigError: a family that is not in the table, a model wrapped by another library, or one with weights that are
+            tied to the number of layers.
     """
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if family not in FAMILIES:
@@ -188,6 +207,11 @@ def layer_stacks(model: "PreTrainedModel") -> tuple[LayerStack, ...]:
     if getattr(config, "use_weighted_layer_sum", False):
         raise ConfigError(
             "the model's head weighs its layers, so none can go; set use_weighted_layer_sum to false in its config"
+        )
+    if getattr(config, "use_mid_position_embeddings", False):
+        raise ConfigError(
+            "the model adds positions of their own after each of its layers, so none can go; take one whose config has "
+            "use_mid_position_embeddings set to false, as that of hustvl/yolos-tiny has"
         )
     return tuple(one for one in FAMILIES[family] if one.stable in (None, getattr(config, "do_stable_layer_norm", None)))
 
@@ -259,8 +283,10 @@ def cut_units(model: "PreTrainedModel", stack: LayerStack, index: int, sublayer:
     shapes[f"{where}.{sublayer.output}"] = {"in_features": len(columns)}
     if sublayer.count is not None:
         path, attribute = sublayer.count
-        setattr(layer.get_submodule(path), attribute, len(kept))
-        shapes[f"{where}.{path}"] = {attribute: len(kept)}
+        sizes = {attribute: len(kept), **({sublayer.width: len(columns)} if sublayer.width else {})}
+        for name, value in sizes.items():
+            setattr(layer.get_submodule(path), name, value)
+        shapes[f"{where}.{path}"] = sizes
     record_shapes(model, shapes)
 
 

@@ -54,7 +54,9 @@ def _predictions(model: "nn.Module", batches: Batches) -> list[tuple[torch.Tenso
         for batch in batches:
             logits = getattr(model(**batch), "logits", None)
             labels = batch.get("labels")
-            if logits is None or labels is None or labels.is_floating_point() or logits.shape[:-1] != labels.shape:
+            if logits is None or not isinstance(labels, torch.Tensor):  # of objects, lists
+                break
+            if labels.is_floating_point() or logits.shape[:-1] != labels.shape:
                 break
             pairs.append((logits, labels))
     return pairs

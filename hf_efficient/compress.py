@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from hf_efficient.arguments import EfficientTrainingArguments
@@ -55,7 +56,7 @@ def compress(
     def calibration(batches: int) -> list[Mapping[str, torch.Tensor]]:
         chosen = by_length([examples[index] for index in order[: batches * BATCH]])
         collated = [collate(chosen[start : start + BATCH]) for start in range(0, len(chosen), BATCH)]
-        return [{key: value.to(device) for key, value in batch.items()} for batch in collated]
+        return [send_to_device(batch, device) for batch in collated]
 
     with tempfile.TemporaryDirectory() as folder:
         context = Context(

@@ -255,7 +255,8 @@ class _Job(Outcome):
                     said = trainer.predict(self.encoded[split], metric_key_prefix=split)
                     found.setdefault(split, {})[label] = plain_metrics(said.metrics or {}, split)
                     if split == self.judged and said.label_ids is not None:
-                        prediction = EvalPrediction(said.predictions, said.label_ids)
+                        rows: Any = self.data[split]
+                        prediction = EvalPrediction(said.predictions, said.label_ids, rows)
                         classes[label] = self.task.per_class(prediction)
                         self.write_details(prediction, folder / label)
         return found, classes

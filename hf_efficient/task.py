@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 TASKS = {
     "audio-classification": "hf_efficient.tasks.audio_classification:AudioClassification",
     "image-classification": "hf_efficient.tasks.image_classification:ImageClassification",
+    "image-generation": "hf_efficient.tasks.image_generation:ImageGeneration",
+    "object-detection": "hf_efficient.tasks.object_detection:ObjectDetection",
     "recommendation": "hf_efficient.tasks.recommendation:Recommendation",
     "sentence-similarity": "hf_efficient.tasks.sentence_similarity:SentenceSimilarity",
     "speech-recognition": "hf_efficient.tasks.speech_recognition:SpeechRecognition",
@@ -136,7 +138,7 @@ class Task(ABC):
         config = load_pretrained(AutoConfig, source)
         self._order_labels(config, model)
         self.fit_config(config)
-        auto_class = getattr(transformers, self.auto_model)
+        auto_class = self.auto_class()
         if is_new(model):
             return new_model(auto_class, config, **kwargs)
         loaded, info = load_pretrained(
@@ -149,6 +151,10 @@ class Task(ABC):
         )
         _check_loaded(loaded, info, model)
         return loaded
+
+    def auto_class(self) -> Any:
+        """What loads its models: `auto_model`."""
+        return getattr(transformers, self.auto_model)
 
     def fit_config(self, config: PretrainedConfig) -> None:
         """Change ``config`` to what the data needs, before the model is made from it: here, names of classes."""
@@ -249,7 +255,11 @@ class Task(ABC):
         return {}
 
     def details(self, prediction: EvalPrediction) -> dict[str, str | bytes]:
-        """Name of a file -> its text or bytes: what a report on predictions shows beside the metrics."""
+        """Name of a file -> its text or bytes: what a report on predictions shows beside the metrics.
+
+        Args:
+            prediction: with the rows of the split as ``inputs``, where they are at hand.
+        """
         return {}
 
     @abstractmethod

@@ -39,6 +39,7 @@ SIZES: dict[str, dict[str, Any]] = {
     | {"bos_token_id": 1, "eos_token_id": 2, "attn_implementation": "sdpa"},
     "vit": {"image_size": 8, "patch_size": 4},
     "wav2vec2": _SPEECH,
+    "yolos": {"image_size": (8, 8), "patch_size": 4, "num_detection_tokens": 2, "use_mid_position_embeddings": False},
 }
 SIZES["marian"] = {**SIZES["bart"], "pad_token_id": 0, "decoder_start_token_id": 0}
 COMMON = {
@@ -60,7 +61,7 @@ def model(family: str, **changes: Any) -> Any:
 
 def inputs(family: str) -> dict[str, torch.Tensor]:
     set_seed(1)
-    if family in ("vit", "deit"):
+    if family in ("vit", "deit", "yolos"):
         return {"pixel_values": torch.rand(2, 3, 8, 8)}
     if family in ("audio-spectrogram-transformer", "hubert", "wav2vec2"):
         return {"input_values": torch.rand(2, *((8, 8) if family.startswith("audio") else (20,)))}
@@ -156,6 +157,11 @@ def test_the_stream_of_both_ways_to_place_norms(stable: bool, kind: str) -> None
 def test_a_head_that_weighs_layers_is_refused() -> None:
     with pytest.raises(ConfigError, match="use_weighted_layer_sum to false"):
         layer_stacks(model("wav2vec2", use_weighted_layer_sum=True))
+
+
+def test_positions_between_layers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="use_mid_position_embeddings set to false"):
+        layer_stacks(model("yolos", use_mid_position_embeddings=True))
 
 
 def test_cut_equals_skipping() -> None:

@@ -43,6 +43,8 @@ def rows_that_count(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> 
     class scores, each is a row: a number.
     """
     labels = batch.get("labels")
+    if not isinstance(labels, torch.Tensor):
+        labels = None  # there are none, or they are lists of objects: each output counts
     if labels is not None and labels.is_floating_point():
         if labels.shape != logits.shape or logits.shape[-1] == 1:
             return logits.float().reshape(-1, 1)

@@ -230,7 +230,7 @@ class Distillation(Optimization):
                 f"{tuple(logits.shape)}; take a teacher that splits inputs up alike, or set alpha: 0"
             )
         labels = inputs.get("labels")
-        if logits.shape[-1] == 1 or (labels is not None and labels.is_floating_point()):
+        if logits.shape[-1] == 1 or (isinstance(labels, torch.Tensor) and labels.is_floating_point()):
             return squared_error(logits, taught, counted)
         return soft_cross_entropy(logits, soft_targets(taught, self.temperature), self.temperature, counted)
 
