@@ -9,7 +9,12 @@ from hf_efficient.plan import build_optimizations
 
 
 @dataclass
-class _EfficientFields:
+class EfficientFields:
+    """Goes in front of any class of training arguments, as `EfficientMixin` does of trainers.
+
+    Define such a class in a module: checkpoints keep the arguments pickled.
+    """
+
     optimizations: dict | str | None = field(
         default=None,
         metadata={
@@ -46,10 +51,10 @@ class _EfficientFields:
 
 
 @dataclass
-class EfficientTrainingArguments(_EfficientFields, TrainingArguments):
+class EfficientTrainingArguments(EfficientFields, TrainingArguments):
     """`transformers.TrainingArguments` plus `optimizations`, `dense_epochs` and `measure_seconds`."""
 
 
 @dataclass
-class EfficientSeq2SeqTrainingArguments(_EfficientFields, Seq2SeqTrainingArguments):
+class EfficientSeq2SeqTrainingArguments(EfficientFields, Seq2SeqTrainingArguments):
     """`transformers.Seq2SeqTrainingArguments` plus the fields of `EfficientTrainingArguments`."""

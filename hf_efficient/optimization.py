@@ -26,6 +26,7 @@ Where its methods stand in the training of one phase (stock events abridged)::
         describe()                                for the report
 """
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -35,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import write_json
@@ -43,7 +44,6 @@ from hf_efficient.files import write_json
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import TrainingArguments
     from transformers.trainer_pt_utils import BatchRebalanceSampler
 
     from hf_efficient.timing import Runtime
@@ -80,7 +80,7 @@ class Order(IntEnum):
 class Context:
     """What an optimization may know about the training it takes part in."""
 
-    args: "TrainingArguments"
+    args: TrainingArguments
     model: "nn.Module | None" = None
     """None in `check` when the trainer gets its model later, from `model_init`."""
     folder: Path = field(default_factory=Path)
@@ -150,8 +150,8 @@ class Optimization(TrainerCallback):
     def check(self, context: Context) -> None:
         """Raise `ConfigError` with the remedy when this cannot work on the device, model or data."""
 
-    def configure(self, args: "TrainingArguments") -> "TrainingArguments":
-        """Changed training arguments (`dataclasses.replace`), or the same object when nothing changes."""
+    def configure(self, args: TrainingArguments) -> TrainingArguments:
+        """Other training arguments (`changed`), or the same object when nothing changes."""
         return args
 
     def reset(self) -> None:
@@ -161,9 +161,7 @@ class Optimization(TrainerCallback):
         """The training set to use in this phase."""
         return dataset
 
-    def batch_sampler(
-        self, lengths: "torch.Tensor | None", args: "TrainingArguments"
-    ) -> "BatchRebalanceSampler | None":
+    def batch_sampler(self, lengths: "torch.Tensor | None", args: TrainingArguments) -> "BatchRebalanceSampler | None":
         """This process's batches of the training set, as many in every epoch; None leaves them to the stock Trainer.
 
         The trainer weights a batch by what it holds, so that each example, or each labelled token where the loss is a
@@ -271,3 +269,17 @@ EFFICIENT_METHODS = (
 def overrides(optimization: Optimization, method: str) -> bool:
     """Whether ``optimization`` brings its own ``method``: hooks that nobody overrides cost nothing."""
     return getattr(type(optimization), method) is not getattr(Optimization, method)
+
+
+def changed(args: TrainingArguments, **changes: Any) -> Any:
+    """A copy of ``args`` with other values of stock fields, and with what stock derives from these derived anew.
+
+    Not `dataclasses.replace`: that makes the whole object anew, and a class of another library may refuse the fields
+    that it filled in itself the first time, as TRL's GRPOConfig does.
+    """
+    made = copy.copy(args)
+    vars(made).pop("_setup_devices", None)  # cached
+    for name, value in changes.items():
+        setattr(made, name, value)
+    TrainingArguments.__post_init__(made)
+    return made

@@ -2,11 +2,11 @@
 
 import inspect
 import warnings
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
-from hf_efficient.optimization import Context, Optimization, Order
+from hf_efficient.optimization import Context, Optimization, Order, changed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +57,7 @@ class ActivationCheckpointing(Optimization):
             warnings.warn("activation_checkpointing is what the training arguments say already", NoEffectWarning, 2)
             return args
         changes: dict[str, Any] = {f"{prefix}_checkpointing": True, f"{prefix}_checkpointing_kwargs": wanted}
-        return replace(args, **changes)
+        return changed(args, **changes)
 
     def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
         self.check(Context(args=context.args, model=model))  # a model from model_init is first seen here

@@ -1,14 +1,14 @@
 """torch.compile for training."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from hf_efficient.errors import ConfigError, NoEffectWarning, unknown
 from hf_efficient.machine import compiler_missing
-from hf_efficient.optimization import Context, Optimization, Order
+from hf_efficient.optimization import Context, Optimization, Order, changed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +53,7 @@ class Compile(Optimization):
         if {**now, "torch_compile_mode": args.torch_compile_mode or "default"} == wanted and self.dynamic is None:
             warnings.warn(f"compile.backend={self.backend} is what the arguments say already", NoEffectWarning, 2)
             return args
-        return replace(args, **wanted)  # type: ignore[arg-type]
+        return changed(args, **wanted)
 
     def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
         from accelerate.state import AcceleratorState

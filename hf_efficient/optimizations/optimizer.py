@@ -3,7 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from hf_efficient.errors import ConfigError, MissingDependencyError, NoEffectWarning, unknown
 from hf_efficient.functional.optimizer_state import adamw_state_bytes, embedding_parameters, optimizer_state_bytes
 from hf_efficient.machine import compiler_missing
-from hf_efficient.optimization import Context, Optimization, Order
+from hf_efficient.optimization import Context, Optimization, Order, changed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,7 +110,7 @@ class Optimizer(Optimization):
     def configure(self, args: "TrainingArguments") -> "TrainingArguments":
         optim = KINDS[self.kind].optim
         if args.optim != optim:
-            return replace(args, optim=optim)
+            return changed(args, optim=optim)
         if not KINDS[self.kind].low_bit or (self.kind, self.min_size) == (optim, MIN_SIZE):
             warnings.warn(f"optimizer.kind={self.kind} is what the training arguments say already", NoEffectWarning, 2)
         return args

@@ -2,13 +2,13 @@
 
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
-from hf_efficient.optimization import Context, Optimization, Order
+from hf_efficient.optimization import Context, Optimization, Order, changed
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -53,7 +53,7 @@ class Precision(Optimization):
                 )
             return args
         # Without use_cpu, TrainingArguments takes bf16 on a CPU for a mistake
-        return replace(args, **wanted, use_cpu=args.use_cpu or args.device.type == "cpu")
+        return changed(args, **wanted, use_cpu=args.use_cpu or args.device.type == "cpu")
 
     def describe(self) -> dict[str, Any]:
         return {"dtype": self._chosen, "reason": self._reason}
