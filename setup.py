@@ -23,6 +23,7 @@ EXTRAS = {
     "search": ["optuna>=4.5"],
     "sentence-transformers": ["sentence-transformers>=6"],
     "torchao": ["torchao>=0.16"],
+    "trl": ["trl>=1.16,<2"],
 }
 EXTRAS["test"] = [
     "build",
@@ -40,6 +41,7 @@ EXTRAS["test"] = [
     *EXTRAS["search"],
     *EXTRAS["sentence-transformers"],
     *EXTRAS["torchao"],
+    *EXTRAS["trl"],
 ]
 EXTRAS["dev"] = [*EXTRAS["test"], "ruff", "mypy", "types-PyYAML"]
 

@@ -258,20 +258,16 @@ class _Job(Outcome):
                         rows: Any = self.data[split]
                         prediction = EvalPrediction(said.predictions, said.label_ids, rows)
                         classes[label] = self.task.per_class(prediction)
-                        self.write_details(prediction, folder / label)
+                        if PartialState().is_main_process:
+                            _write_files(self.task.details(prediction), folder / label)
         return found, classes
-
-    def write_details(self, prediction: EvalPrediction, folder: Path) -> None:
-        if PartialState().is_main_process:
-            for name, content in self.task.details(prediction).items():
-                with atomic_path(folder / name) as temporary:
-                    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     def finish(
         self, folder: Path, before: Path, after: Path, metrics: dict[str, Any], classes: dict[str, dict[str, float]]
     ) -> RunResult:
         """Measure, write report and metrics, put the model in place, mark the run finished."""
         stages = {name: _read_json(folder / "stages" / name / STAGE_FILE) for name in self.recipe.stages}
+        _write_files(self.task.training_details({name: stage["history"] for name, stage in stages.items()}), folder)
         exported, refused = None, None
         try:
             exported = self.export(after, folder / EXPORTED)
@@ -307,6 +303,12 @@ class _Job(Outcome):
         if refused is not None:
             raise refused
         return RunResult(folder, folder / FINAL, metrics, report, exported, self.sample)
+
+
+def _write_files(files: dict[str, str | bytes], folder: Path) -> None:
+    for name, content in files.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def _has_started(folder: Path) -> bool | str:

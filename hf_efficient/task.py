@@ -27,6 +27,7 @@ TASKS = {
     "image-generation": "hf_efficient.tasks.image_generation:ImageGeneration",
     "object-detection": "hf_efficient.tasks.object_detection:ObjectDetection",
     "recommendation": "hf_efficient.tasks.recommendation:Recommendation",
+    "reinforcement-learning": "hf_efficient.tasks.reinforcement_learning:ReinforcementLearning",
     "sentence-similarity": "hf_efficient.tasks.sentence_similarity:SentenceSimilarity",
     "speech-recognition": "hf_efficient.tasks.speech_recognition:SpeechRecognition",
     "summarization": "hf_efficient.tasks.summarization:Summarization",
@@ -259,6 +260,14 @@ class Task(ABC):
 
         Args:
             prediction: with the rows of the split as ``inputs``, where they are at hand.
+        """
+        return {}
+
+    def training_details(self, history: dict[str, list[dict[str, float]]]) -> dict[str, str | bytes]:
+        """Name of a file -> its text or bytes: what a report shows of a training.
+
+        Args:
+            history: name of each stage -> what its Trainer logged (``log_history``).
         """
         return {}
 

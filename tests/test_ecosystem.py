@@ -9,6 +9,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_efficient import Optimization, Order, efficient
+from hf_efficient.plan import optimization_class
 
 
 @dataclass(eq=False, kw_only=True)
@@ -61,19 +62,26 @@ def test_sentence_transformers(tmp_path: Path, default_model: str) -> None:
     check(trainer, seen, tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_trl(tmp_path: Path) -> None:
-    trl = pytest.importorskip("trl")
+@pytest.fixture
+def llama() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A tiny model that is random, and a tokenizer of words w0 to w29."""
     tokenizers = pytest.importorskip("tokenizers")
     words = ["<pad>", "<eos>", "<unk>", *(f"w{index}" for index in range(30))]
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    processor = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes))
+    return model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_trl(tmp_path: Path, llama: Any) -> None:
+    trl = pytest.importorskip("trl")
+    model, processor = llama
     seen = SeenLoss()
     trainer = efficient(trl.SFTTrainer)(
-        model=LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes)),
+        model=model,
         args=trl.SFTConfig(
             str(tmp_path), max_steps=3, per_device_train_batch_size=4, report_to="none", use_cpu=True, bf16=False
         ),
@@ -83,3 +91,26 @@ def test_trl(tmp_path: Path) -> None:
     )
     check(trainer, seen, tmp_path)
     assert seen.losses == 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_trl_s_arguments_are_changed_without_being_made_anew(tmp_path: Path, llama: Any) -> None:
+    """GRPOConfig refuses the batch sizes that it fills in itself, as `dataclasses.replace` would give them."""
+    trl = pytest.importorskip("trl")
+    model, processor = llama
+    seen, precision = Seen(), optimization_class("precision")(dtype="bf16")
+    trainer = efficient(trl.GRPOTrainer)(
+        model=model,
+        reward_funcs=lambda completions, **columns: [float(len(text)) for text in completions],
+        args=trl.GRPOConfig(
+            str(tmp_path), max_steps=3, per_device_train_batch_size=4, num_generations=2, max_completion_length=4,
+            report_to="none", use_cpu=True, bf16=False,
+        ),
+        train_dataset=datasets.Dataset.from_dict({"prompt": [f"w{index} w{index + 1}" for index in range(24)]}),
+        processing_class=processor,
+        callbacks=[seen, precision],
+    )  # fmt: skip
+    check(trainer, seen, tmp_path)
+    assert trainer.args.bf16
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert trainer.args.generation_batch_size == 4

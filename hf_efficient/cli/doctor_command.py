@@ -17,6 +17,7 @@ EXTRAS = {
     "search": ("optuna", "Trainer.hyperparameter_search"),
     "sentence-transformers": ("sentence_transformers", "the task sentence-similarity"),
     "torchao": ("torchao", "8-bit, 4-bit and fp8 AdamW, compiled"),
+    "trl": ("trl", "the task reinforcement-learning"),
 }
 """Extra -> (module it brings, what it adds)."""
 
