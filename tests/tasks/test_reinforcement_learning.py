@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
-from transformers import EvalPrediction, GPT2Config, GPT2LMHeadModel, pipeline, set_seed
+from transformers import EvalPrediction, GPT2Config, GPT2LMHeadModel, TrainerCallback, pipeline, set_seed
 
 from hf_efficient import Recipe
 from hf_efficient.data import load
@@ -285,6 +285,31 @@ def test_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     history = json.loads((result.folder / "stages/first/stage.json").read_text())["history"]
     assert history[0]["step"] == 0
     assert "eval_reward" in history[0], "what the model was worth before training"
+
+
+class Killed(TrainerCallback):
+    """Dies in the third step of the second stage."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if Path(args.output_dir).name == "second" and state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_resumes(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.trainer as stock
+
+    monkeypatch.setattr("hf_efficient.run._Job.finish", lambda self, folder, *args: folder)
+    steps = {f"{name}_strategy": "steps" for name in ("save", "eval")} | {"save_steps": 1, "eval_steps": 1}
+    overrides = [
+        f"stages.{stage}.training.{name}={value}" for stage in ("first", "second") for name, value in steps.items()
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*stock.DEFAULT_CALLBACKS, Killed()])
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, overrides, runs=tmp_path / "runs")
+    folder: Any = run(recipe, runs=tmp_path / "runs", resume=True)
+    history = json.loads((folder / "stages/second/stage.json").read_text())["history"]
+    assert [one["step"] for one in history if "reward" in one] == [1, 2, 3, 4]
 
 
 def test_unfit_optimizations_are_refused_before_anything_is_written(recipe: Path, tmp_path: Path) -> None:
