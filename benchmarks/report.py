@@ -40,7 +40,8 @@ def section(name: str, result: dict[str, Any]) -> str:
         "|:---|---:|---:|---:|---:|:---|:---|",
         *(_row(claim) for claim in claims),
         "",
-        *(f"- {note}" for note in result.get("notes", [])),
+        *(f"- {note}" for note in result["notes"]),
+        *([""] if result["notes"] else []),  # else the machine is part of the last note
         f"Machine: {machine['processor']}, {machine['logical_cores']} cores, {machine['memory_gb']} GB"
         f"{', ' + machine['accelerator'] if machine['accelerator'] else ''}; Python {machine['python']}, "
         f"torch {machine['torch']}, transformers {machine['transformers']}, hf_efficient {versions['hf_efficient']}.",
