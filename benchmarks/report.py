@@ -30,7 +30,7 @@ def section(name: str, result: dict[str, Any]) -> str:
     """What the benchmark does in the words of its module, its claims, and the machine."""
     what = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").strip()
     claims = [Claim(**{**claim, "spread": tuple(claim["spread"])}) for claim in result["claims"]]
-    machine, versions = result["machine"], result["versions"]
+    machine, versions, notes = result["machine"], result["versions"], result.get("notes", [])
     lines = [
         f"## {name}",
         "",
@@ -40,8 +40,8 @@ def section(name: str, result: dict[str, Any]) -> str:
         "|:---|---:|---:|---:|---:|:---|:---|",
         *(_row(claim) for claim in claims),
         "",
-        *(f"- {note}" for note in result["notes"]),
-        *([""] if result["notes"] else []),  # else the machine is part of the last note
+        *(f"- {note}" for note in notes),
+        *([""] if notes else []),  # else the machine were part of the last note
         f"Machine: {machine['processor']}, {machine['logical_cores']} cores, {machine['memory_gb']} GB"
         f"{', ' + machine['accelerator'] if machine['accelerator'] else ''}; Python {machine['python']}, "
         f"torch {machine['torch']}, transformers {machine['transformers']}, hf_efficient {versions['hf_efficient']}.",
