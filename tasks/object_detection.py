@@ -32,8 +32,8 @@ SURE = 0.5
 
 SHOWN_IMAGES = 8
 
-SPREAD = 0.5
-"""Standard deviation of new tokens and positions."""
+SPREAD = 1.0
+"""Standard deviation of new tokens and positions: what they say of places must not drown in what an image shows there."""
 
 _FEATURES = {
     "pixel_values": {"data": Value("binary"), "shape": List(Value("int32"))},

@@ -120,7 +120,7 @@ def test_the_sample_and_a_new_model() -> None:
     assert any(len(label["boxes"]) == 0 for label in batch["labels"])
     found = model(**batch)
     assert torch.isfinite(found.loss)
-    assert found.logits.shape == (20, 32, 4)
+    assert found.logits.shape == (20, 8, 4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 10])

@@ -9,52 +9,50 @@ from PIL import Image as Pictures
 from PIL import ImageDraw
 
 CLASSES = ("circle", "square", "triangle")
-SPLITS = {"train": 800, "validation": 100, "test": 150}
-SIZE, FINE = 64, 4  # pixels of a side; drawn so many times larger
-MOST = 4  # figures in a picture; some have none
+SPLITS = {"train": 1600, "validation": 120, "test": 200}
+SIZE = 64  # pixels of a side
+MOST, TRIES = 3, 7  # figures in a picture, and tries at placing one; some pictures have none
 
-Corners = list[tuple[float, float]]
+Box = tuple[int, int, int, int]
 
 
-def corners(kind: str, chance: np.random.Generator) -> Corners:
-    """Of a figure of any size and place, turned a little, within the picture."""
+def figure(kind: str, chance: np.random.Generator) -> Pictures.Image:
+    """What a figure of any size and place, turned a little, covers of a picture."""
     points = {"circle": 40, "square": 4, "triangle": 3}[kind]
-    radius = chance.uniform(7, 14)
+    radius = chance.uniform(8, 16)
     across, down = chance.uniform(radius + 1, SIZE - radius - 1, 2)
     turn = math.radians(chance.uniform(-15, 15) + (45 if kind == "square" else -90))
     angles = [turn + 2 * math.pi * index / points for index in range(points)]
-    return [(across + radius * math.cos(angle), down + radius * math.sin(angle)) for angle in angles]
+    made = Pictures.new("1", (SIZE, SIZE))
+    corners = [(across + radius * math.cos(angle), down + radius * math.sin(angle)) for angle in angles]
+    ImageDraw.Draw(made).polygon(corners, fill=1)
+    return made
 
 
-def box(found: Corners) -> list[float]:
-    """Left, top, width and height."""
-    left, top = (min(corner[axis] for corner in found) for axis in (0, 1))
-    right, bottom = (max(corner[axis] for corner in found) for axis in (0, 1))
-    return [round(value, 1) for value in (left, top, right - left, bottom - top)]
-
-
-def apart(one: list[float], other: list[float]) -> bool:
-    return any(a[axis] + a[axis + 2] < b[axis] for a, b in ((one, other), (other, one)) for axis in (0, 1))
+def apart(one: Box, other: Box) -> bool:
+    return any(a[axis + 2] < b[axis] for axis in (0, 1) for a, b in ((one, other), (other, one)))
 
 
 def drawn(chance: np.random.Generator) -> dict[str, object]:
     """Dark figures on light paper that do not touch each other: a PNG file, and what is where."""
-    side = SIZE * FINE
-    picture = Pictures.new("RGB", (side, side), tuple(int(value) for value in chance.integers(190, 256, 3)))
-    boxes: list[list[float]] = []
+    palette = [chance.integers(190, 256, 3)]
+    picture = Pictures.new("P", (SIZE, SIZE))
+    boxes: list[Box] = []
     classes: list[int] = []
-    for _ in range(int(chance.integers(0, MOST + 1))):
+    for _ in range(int(chance.integers(TRIES + 1))):
         number = int(chance.integers(len(CLASSES)))
-        found = corners(CLASSES[number], chance)
-        if all(apart(box(found), other) for other in boxes):
-            ink = tuple(int(value) for value in chance.integers(0, 120, 3))
-            ImageDraw.Draw(picture).polygon([(FINE * x, FINE * y) for x, y in found], fill=ink)
-            boxes.append(box(found))
+        mask = figure(CLASSES[number], chance)
+        box = mask.getbbox()
+        if len(boxes) < MOST and all(apart(box, other) for other in boxes):
+            palette.append(chance.integers(0, 120, 3))
+            picture.paste(len(boxes) + 1, mask=mask)
+            boxes.append(box)
             classes.append(number)
+    picture.putpalette([int(value) for colour in palette for value in colour])
     file = io.BytesIO()
-    small = picture.resize((SIZE, SIZE), Pictures.Resampling.BOX)
-    small.convert("P", palette=Pictures.Palette.ADAPTIVE, colors=16).save(file, format="PNG", optimize=True)
-    return {"image": {"bytes": file.getvalue(), "path": None}, "objects": {"bbox": boxes, "category": classes}}
+    picture.save(file, format="PNG", optimize=True)
+    given = [[left, top, right - left, bottom - top] for left, top, right, bottom in boxes]
+    return {"image": {"bytes": file.getvalue(), "path": None}, "objects": {"bbox": given, "category": classes}}
 
 
 if __name__ == "__main__":
