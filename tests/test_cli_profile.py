@@ -13,6 +13,7 @@ __all__ = ["folder"]  # the fixture: a folder with a model and data, and the pro
 @pytest.fixture(autouse=True)
 def few_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_efficient.profiling.bounds.KINDS", {"torch": None})
+    monkeypatch.setattr("hf_efficient.cutting.costs.LEAST_SECONDS", 0.01)
 
 
 def test_prints_and_writes_a_profile(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

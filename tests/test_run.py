@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import DatasetDict
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, pipeline
 
 from hf_efficient import ConfigError, ExportError, MissingDependencyError, Recipe
+from hf_efficient.data import load
 from hf_efficient.measure import measure
 from hf_efficient.pretrained import class_of
 from hf_efficient.recipe import bundled
@@ -154,6 +156,12 @@ def finish_without_measuring(self: Any, folder: Path, *args: Any) -> Path:
     return folder
 
 
+def load_few_to_judge(*args: Any, **kwargs: Any) -> DatasetDict:
+    data = load(*args, **kwargs)
+    few = {split: rows if split == "train" else rows.select(range(16)) for split, rows in data.items()}
+    return DatasetDict(few)
+
+
 def test_nothing_to_resume(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to resume"):
         run(recipe, runs=tmp_path / "runs", resume=True)
@@ -172,8 +180,9 @@ def test_refusals_come_before_anything_is_written(recipe: Path, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", bundled())
 def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps of every stage, on its bundled sample."""
+    """Two steps of every stage, on its bundled sample, and few rows to judge them by."""
     monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
+    monkeypatch.setattr("hf_efficient.run.load", load_few_to_judge)
     stages = Recipe.load(name).stages
     overrides = [f"stages.{stage}.training.max_steps=2" for stage in stages]
     if "compress" in stages:  # two steps teach nothing that could be measured or passed on

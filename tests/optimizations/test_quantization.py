@@ -15,7 +15,8 @@ from tests.test_parity import build
 
 
 def trained(folder: Path, **settings: Any) -> Any:
-    trainer = build(EfficientTrainer, EfficientTrainingArguments, folder, optimizations={"quantization": settings})
+    options = {"optimizations": {"quantization": settings}, "measure_seconds": 0}
+    trainer = build(EfficientTrainer, EfficientTrainingArguments, folder, **options)
     trainer.train()
     return trainer
 
@@ -48,19 +49,20 @@ def test_fixed_point(tmp_path: Path) -> None:
 
 
 def test_training_makes_up_for_rounding(tmp_path: Path) -> None:
-    """With four-bit weights, learning on after rounding began ends in a lower loss than rounding at the end."""
+    """In coarse steps, learning on after rounding began fits what is learnt better than rounding at the end."""
     losses = []
     for name, start in (("with", 0.5), ("without", 0.99)):
         trainer = build(
             EfficientTrainer,
             EfficientTrainingArguments,
             tmp_path / name,
-            optimizations={"quantization": {"scheme": "int4", "group_size": 16, "start": start}},
+            optimizations={"quantization": {"scheme": "fixed_point", "step": 2**-4, "start": start}},
             num_train_epochs=10,
+            measure_seconds=0,
         )
         trainer.train()
-        losses.append(trainer.evaluate()["eval_loss"])
-    assert losses[0] < losses[1]
+        losses.append(trainer.evaluate(trainer.train_dataset)["eval_loss"])
+    assert losses[0] < 0.95 * losses[1]
 
 
 @pytest.mark.parametrize("kind", ["text", "token", "vision"])

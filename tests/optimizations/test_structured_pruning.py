@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, set_seed
 
 from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning
+from hf_efficient.cutting import costs
 from hf_efficient.cutting.observation import divergence, logits_on
 from hf_efficient.optimization import Served
 from hf_efficient.optimizations import structured_pruning
@@ -119,6 +120,7 @@ def test_meets_a_target_of_time(tmp_path: Path, wish: dict[str, Any], monkeypatc
 def test_a_target_beyond_reach_names_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = trainer(tmp_path, dense_epochs=0, runtime="onnx", calibration_batches=4, target_speedup=1000)
     monkeypatch.setattr(structured_pruning, "require_trained", lambda *args: None)
+    monkeypatch.setattr(costs, "LEAST_SECONDS", 0.01)
     context = one.context()
     context.serving = served
     model = widened(KINDS["text"].model())

@@ -20,6 +20,7 @@ def made() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         few = {kind: KINDS[kind] for kind in ("torch", "onnx", "onnx-dynamic")}
         patch.setattr("hf_efficient.profiling.bounds.KINDS", few)
+        patch.setattr("hf_efficient.cutting.costs.LEAST_SECONDS", 0.03)
         examples = [
             {name: value.tolist() if hasattr(value, "tolist") else value for name, value in example.items()}
             for example in text_examples(16).examples
