@@ -186,7 +186,8 @@ def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monk
     stages = Recipe.load(name).stages
     overrides = [f"stages.{stage}.training.max_steps=2" for stage in stages]
     if "compress" in stages:  # two steps teach nothing that could be measured or passed on
-        overrides.append("stages.compress.optimizations={structured_pruning: {keep_layers: [0, 2]}}")
+        pruning = "{keep_layers: [0, 2], calibration_batches: 2}"
+        overrides.append(f"stages.compress.optimizations={{structured_pruning: {pruning}}}")
     folder = run(name, overrides, runs=tmp_path)
     assert isinstance(folder, Path)
     assert weights(folder / f"stages/{list(stages)[-1]}/final")
