@@ -15,6 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from hf_efficient.arguments import EfficientFields
 from hf_efficient.errors import ConfigError
+from hf_efficient.tasks.sampling import seeded
 from hf_efficient.trainer import efficient
 
 FITTING = ("activation_checkpointing", "optimizer", "precision")
@@ -86,9 +87,7 @@ class RewardTrainer(efficient(GRPOTrainer)):  # type: ignore[misc]
         """Ids that follow each prompt, shape (prompts, tokens); chance depends on nothing but the prompts."""
         device = self.args.device
         prompts = {name: value.to(device) for name, value in self.collate_prompts(rows).items()}
-        devices = [device] if device.type != "cpu" else []
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-            torch.manual_seed(zlib.crc32("\n".join(row["prompt"] for row in rows).encode()))
+        with seeded(device, zlib.crc32("\n".join(row["prompt"] for row in rows).encode())):
             ids = self.model.generate(
                 **prompts, max_new_tokens=self.most_tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                 eos_token_id=self.eos_token_ids, pad_token_id=self.processing_class.pad_token_id,

@@ -21,6 +21,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from hf_efficient.errors import ConfigError
 from hf_efficient.pretrained import load_pretrained, resolve_model
 from hf_efficient.tasks.images import ImageData, ImageTask
+from hf_efficient.tasks.sampling import seeded
 from hf_efficient.tasks.text_generation import TextGeneration
 from hf_efficient.timing import GeneratingRuntime
 
@@ -142,9 +143,7 @@ class ImageGeneration(ImageTask):
         """A PNG file: ``count`` images by ``model`` in a grid, drawn from its own distribution."""
         device = model.device
         start = torch.full((count, 1), self._start, device=device)
-        devices = [device] if device.type != "cpu" else []
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-            torch.manual_seed(seed)
+        with seeded(device, seed):
             generator: Any = model.eval()
             ids = generator.generate(
                 input_ids=start, attention_mask=torch.ones_like(start), max_new_tokens=self._pixels,
