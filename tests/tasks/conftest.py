@@ -1,9 +1,18 @@
-"""A tiny BERT checkpoint with a real WordPiece tokenizer."""
+"""Tiny checkpoints with a real WordPiece tokenizer, and a task's trainer on them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 TEXT = "my card is lost the app how do i pay where money no not a new ##s ##ed"
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TEXT.split(), *"abcdefghijklmnopqrstuvwxyz?."]
@@ -29,6 +38,35 @@ def tiny_checkpoint(folder: Path, labels: list[str] | None = None, **changes: ob
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+END = 3  # [SEP], which ends a text of `tiny_gpt2`
+
+
+def tiny_gpt2(folder: Path, layers: int) -> str:
+    """Write a causal language model and its tokenizer into ``folder``."""
+    set_seed(0)
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "[SEP]"
+    ids = {"bos_token_id": 2, "eos_token_id": END, "pad_token_id": 0}
+    sizes = {"n_embd": 16, "n_layer": layers, "n_head": 2, "n_positions": 32}
+    config = GPT2Config(vocab_size=len(tokenizer), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids, **sizes)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def task_trainer(built: Any, model: Any, data: Any, folder: Path, **settings: Any) -> Any:
+    """The trainer of a task on ``data``, which it encodes; it is quiet, and measures nothing."""
+    args = built.arguments_class(
+        str(folder), report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, measure_seconds=0,
+        **settings,
+    )  # fmt: skip
+    encoded = built.encode_all(data)
+    return built.trainer(
+        model=model, args=args, train_dataset=encoded["train"], eval_dataset=encoded["validation"],
+        processing_class=built.processor,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from hf_efficient.errors import ConfigError, DataError
 from hf_efficient.measure import measure
 from hf_efficient.task import get_task
 from hf_efficient.tasks.image_generation import ImageGeneration, ImageGenerationData
+from tests.tasks.conftest import task_trainer
 from tests.tasks.test_image_classification import file_bytes, tiny_vit
 
 GREYS = 4
@@ -70,15 +71,8 @@ def ready(model: str, data: DatasetDict | None = None) -> ImageGeneration:
 
 
 def trainer(built: ImageGeneration, model: Any, folder: Path, data: DatasetDict | None = None, **settings: Any) -> Any:
-    args = built.arguments_class(
-        str(folder), report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, measure_seconds=0,
-        save_strategy="no", **{"learning_rate": 1e-2, **settings},
-    )  # fmt: skip
-    encoded = built.encode_all(data or splits())
-    return built.trainer(
-        model=model, args=args, train_dataset=encoded["train"], eval_dataset=encoded["validation"],
-        processing_class=built.processor,
-    )  # fmt: skip
+    options = {"save_strategy": "no", "learning_rate": 1e-2, **settings}
+    return task_trainer(built, model, data or splits(), folder, **options)
 
 
 def test_the_sample_and_a_new_model() -> None:

@@ -29,6 +29,7 @@ from hf_efficient.data import load
 from hf_efficient.errors import ConfigError, DataError
 from hf_efficient.task import get_task
 from hf_efficient.tasks.object_detection import DetectionTrainer, ObjectDetection, ObjectDetectionData
+from tests.tasks.conftest import task_trainer
 from tests.tasks.test_image_classification import file_bytes
 
 BOXES = List(List(Value("float64")))
@@ -87,18 +88,6 @@ def ready(data: DatasetDict, model: str, **settings: Any) -> ObjectDetection:
     return built
 
 
-def trainer(built: ObjectDetection, data: DatasetDict, model: Any, folder: Path, **settings: Any) -> Any:
-    args = built.arguments_class(
-        str(folder), report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, measure_seconds=0,
-        **settings,
-    )  # fmt: skip
-    encoded = built.encode_all(data)
-    return built.trainer(
-        model=model, args=args, train_dataset=encoded["train"], eval_dataset=encoded["validation"],
-        processing_class=built.processor,
-    )  # fmt: skip
-
-
 def corners(data: Dataset) -> list[list[list[float]]]:
     return [[[x, y, x + w, y + h] for x, y, w, h in row["bbox"]] for row in data["objects"]]
 
@@ -134,7 +123,7 @@ def test_boxes_come_back_in_pixels(tmp_path: Path, batch_size: int) -> None:
     batch = built.collator()(list(built.encode(rows)))
     assert batch["pixel_values"].shape[2:] == (16, 32)
     assert batch["pixel_mask"].sum((1, 2)).unique().numel() == 2, "some are padded"
-    made = trainer(built, data, built.load_model(model), tmp_path / "out", per_device_eval_batch_size=batch_size)
+    made = task_trainer(built, built.load_model(model), data, tmp_path / "out", per_device_eval_batch_size=batch_size)
     said = made.predict(made.eval_dataset)
     for found, expected in zip(np.asarray(said.label_ids), corners(rows), strict=True):
         known = found[found[:, 0] >= 0]
@@ -276,7 +265,7 @@ def test_detr_without_that_package(tmp_path: Path) -> None:
     DetrImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(tmp_path / "detr")
     data = splits(4, width=48, height=32)
     built = ready(data, str(tmp_path / "detr"))
-    made = trainer(built, data, built.load_model(str(tmp_path / "detr")), tmp_path / "out", max_steps=2)
+    made = task_trainer(built, built.load_model(str(tmp_path / "detr")), data, tmp_path / "out", max_steps=2)
     made.train()
     said = made.predict(made.eval_dataset)
     assert np.asarray(said.predictions).shape == (4, 5, 6)
@@ -329,8 +318,8 @@ def test_baseline_is_the_mean_box(checkpoint: str) -> None:
 def test_learns_and_answers_in_a_pipeline(checkpoint: str, tmp_path: Path) -> None:
     data = splits()
     built = ready(data, checkpoint)
-    made = trainer(
-        built, data, built.load_model(checkpoint), tmp_path / "out", num_train_epochs=300, learning_rate=5e-3,
+    made = task_trainer(
+        built, built.load_model(checkpoint), data, tmp_path / "out", num_train_epochs=300, learning_rate=5e-3,
         per_device_train_batch_size=10, save_strategy="no",
     )  # fmt: skip
     assert type(made) is DetectionTrainer
@@ -348,8 +337,8 @@ def test_cut_and_taught(checkpoint: str, tmp_path: Path) -> None:
     data = splits()
     built = ready(data, checkpoint)
     model = built.load_model(checkpoint)
-    made = trainer(
-        built, data, model, tmp_path / "out", num_train_epochs=2, dense_epochs=2,
+    made = task_trainer(
+        built, model, data, tmp_path / "out", num_train_epochs=2, dense_epochs=2,
         optimizations={
             "structured_pruning": {"keep_layers": 2, "keep_heads": 0.5, "keep_ffn": 0.5, "calibration_batches": 2},
             "distillation": {"alpha": 0.5},

@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
-from transformers import EvalPrediction, GPT2Config, GPT2LMHeadModel, TrainerCallback, pipeline, set_seed
+from transformers import EvalPrediction, TrainerCallback, pipeline
 
 from hf_efficient import Recipe
 from hf_efficient.data import load
@@ -24,25 +24,16 @@ from hf_efficient.run import run
 from hf_efficient.task import get_task
 from hf_efficient.tasks.reinforcement_learning import ReinforcementLearning, ReinforcementLearningData
 from hf_efficient.tasks.rewards import wanted_characters
-from tests.tasks.conftest import tiny_tokenizer
+from tests.tasks.conftest import END, task_trainer, tiny_gpt2
 
 trl = pytest.importorskip("trl")
 
 PROMPTS = ["my card is lost", "how do i pay", "where is the money", "a new card", "no", "do not pay the app now"]
-END = 3  # [SEP]
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> str:
-    set_seed(0)
-    tokenizer = tiny_tokenizer()
-    tokenizer.eos_token = "[SEP]"
-    ids = {"bos_token_id": 2, "eos_token_id": END, "pad_token_id": 0}
-    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
-    config = GPT2Config(vocab_size=len(tokenizer), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids, **sizes)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
+    return tiny_gpt2(tmp_path / "model", layers=2)
 
 
 def splits(**columns: list) -> DatasetDict:
@@ -66,15 +57,9 @@ def ready(model: str, data: DatasetDict | None = None, **settings: Any) -> Reinf
 def trainer(
     built: ReinforcementLearning, model: str, folder: Path, data: DatasetDict | None = None, **settings: Any
 ) -> Any:
-    args = built.arguments_class(
-        str(folder), report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, measure_seconds=0,
-        save_strategy="no", **{**built.arguments(), "per_device_eval_batch_size": 4, "num_generations": 4, **settings},
-    )  # fmt: skip
-    encoded = built.encode_all(data or splits())
-    return built.trainer(
-        model=built.load_model(model), args=args, train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"], processing_class=built.processor,
-    )  # fmt: skip
+    few = {"per_device_eval_batch_size": 4, "num_generations": 4}
+    options = {"save_strategy": "no", **built.arguments(), **few, **settings}
+    return task_trainer(built, built.load_model(model), data or splits(), folder, **options)
 
 
 # Data

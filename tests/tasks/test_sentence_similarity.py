@@ -21,7 +21,7 @@ from hf_efficient.run import run
 from hf_efficient.tasks.metrics import RetrievalMetrics
 from hf_efficient.tasks.sentence_encoder import SCALE, in_batch_loss
 from hf_efficient.tasks.sentence_similarity import SentenceSimilarity, SentenceSimilarityData, ranks
-from tests.tasks.conftest import tiny_tokenizer
+from tests.tasks.conftest import task_trainer, tiny_tokenizer
 
 library = pytest.importorskip("sentence_transformers")
 
@@ -56,15 +56,8 @@ def ready(model: str, data: DatasetDict | None = None, **settings: Any) -> Sente
 def trainer(
     built: SentenceSimilarity, model: str, folder: Path, data: DatasetDict | None = None, **settings: Any
 ) -> Any:
-    args = built.arguments_class(
-        str(folder), report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, measure_seconds=0,
-        **{"learning_rate": 1e-3, "per_device_eval_batch_size": 4, **built.arguments(), **settings},
-    )  # fmt: skip
-    encoded = built.encode_all(data or splits())
-    return built.trainer(
-        model=built.load_model(model), args=args, train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"], processing_class=built.processor,
-    )  # fmt: skip
+    options = {"learning_rate": 1e-3, "per_device_eval_batch_size": 4, **built.arguments(), **settings}
+    return task_trainer(built, built.load_model(model), data or splits(), folder, **options)
 
 
 # Data

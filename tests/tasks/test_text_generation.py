@@ -9,30 +9,21 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import EvalPrediction, GPT2Config, GPT2LMHeadModel, pipeline, set_seed
+from transformers import EvalPrediction, pipeline
 
 from hf_efficient import EfficientTrainer
 from hf_efficient.data import load
 from hf_efficient.errors import ConfigError, DataError
 from hf_efficient.measure import measure
 from hf_efficient.tasks.text_generation import TextGeneration, TextGenerationData, ended, packed
-from tests.tasks.conftest import tiny_tokenizer
+from tests.tasks.conftest import END, task_trainer, tiny_gpt2
 
 TEXTS = ["my card is lost", "how do i pay", "where is the money", "a new card", "no", "do not pay the app now"] * 2
-END = 3  # [SEP]
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> str:
-    set_seed(0)
-    tokenizer = tiny_tokenizer()
-    tokenizer.eos_token = "[SEP]"
-    ids = {"bos_token_id": 2, "eos_token_id": END, "pad_token_id": 0}
-    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
-    config = GPT2Config(vocab_size=len(tokenizer), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids, **sizes)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
+    return tiny_gpt2(tmp_path / "model", layers=1)
 
 
 def splits(texts: list = TEXTS) -> DatasetDict:
@@ -48,15 +39,8 @@ def ready(model: str, **settings: Any) -> TextGeneration:
 
 
 def trainer(built: TextGeneration, model: str, folder: Path, **settings: Any) -> Any:
-    args = built.arguments_class(
-        str(folder), report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, measure_seconds=0,
-        per_device_eval_batch_size=2, **{"learning_rate": 1e-2, **settings},
-    )  # fmt: skip
-    encoded = built.encode_all(splits())
-    return built.trainer(
-        model=built.load_model(model), args=args, train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"], processing_class=built.processor,
-    )  # fmt: skip
+    options = {"per_device_eval_batch_size": 2, "learning_rate": 1e-2, **settings}
+    return task_trainer(built, built.load_model(model), splits(), folder, **options)
 
 
 # Encoding
