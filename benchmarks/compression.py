@@ -11,7 +11,7 @@ tells the bank's questions from medical ones (MedQuAD), which no class fits, and
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -53,7 +53,7 @@ FAST = {"length_batching": {}, "precision": {"dtype": "bf16"}}
 def body(bench: Bench) -> None:
     cells = []
     for seed in SEEDS[:1] if bench.quick else SEEDS:
-        tuned = bench.cell({"seed": seed, "model": "fine-tuned"}, lambda seed=seed: finetuned(bench, seed))
+        tuned = uncut(bench, seed)
         given = {"seed": seed, **HOW}
         made = bench.cell({**given, "target": SPEEDUP}, lambda seed=seed: compressed(bench, seed, SPEEDUP))
         speeds = bench.cell({**given, "speeds": SPEEDUP}, lambda seed=seed: alone(compared, bench, seed, SPEEDUP))
@@ -110,6 +110,16 @@ def folder_of(bench: Bench, name: str) -> Path:
     return bench.cache / "compression" / f"{name}{'-quick' if bench.quick else ''}"
 
 
+def shipped(bench: Bench, seed: int, speedup: float, name: str, more: Mapping[str, Any] = {}) -> Path:
+    return folder_of(bench, "-".join(["compressed", f"{seed}", f"{speedup:g}", *more, name]))
+
+
+def uncut(bench: Bench, seed: int) -> dict[str, Any]:
+    """The cell of the fine-tuned model, good whatever becomes of what makes it smaller."""
+    settings = {"seed": seed, "model": "fine-tuned"}
+    return bench.cell(settings, lambda: finetuned(bench, seed), peer=True, of="compression")
+
+
 def finetuned(bench: Bench, seed: int) -> dict[str, Any]:
     length = {"max_steps": 40} if bench.quick else {"num_train_epochs": FINETUNE_EPOCHS}
     with trainer(seed, use_cpu=True, optimizations=FAST, **length) as made:
@@ -122,7 +132,15 @@ def finetuned(bench: Bench, seed: int) -> dict[str, Any]:
         return {"seconds": seconds, "accuracy": accuracy(made, rows(bench)), "bytes": bytes_on_disk(folder)}
 
 
-def compressed(bench: Bench, seed: int, speedup: float) -> dict[str, Any]:
+def compressed(
+    bench: Bench, seed: int, speedup: float, more: Mapping[str, Any] = {}, ships: Sequence[str] = tuple(EXPORTS)
+) -> dict[str, Any]:
+    """Cut, distilled and exported.
+
+    Args:
+        more: optimizations beside those that are always on.
+        ships: keys of `EXPORTS`.
+    """
     task, _ = banking77()
     length = {"max_steps": 40} if bench.quick else {"num_train_epochs": EPOCHS}
     pruning = {"target_speedup": speedup, "runtime": RUNTIME, "calibration_batches": 8 if bench.quick else 24}
@@ -131,6 +149,7 @@ def compressed(bench: Bench, seed: int, speedup: float) -> dict[str, Any]:
         "vocabulary_trimming": {"min_count": 0, "size": VOCABULARY},
         "structured_pruning": {**pruning, "importance": "obs"},
         "distillation": {"teacher": "self"},
+        **more,
     }
     source = str(folder_of(bench, f"finetuned-{seed}"))
     with trainer(seed, model=source, use_cpu=True, learning_rate=RATE, optimizations=optimizations, **length) as made:
@@ -140,7 +159,7 @@ def compressed(bench: Bench, seed: int, speedup: float) -> dict[str, Any]:
         exports = {
             name: export.export(
                 made.model,
-                folder_of(bench, f"compressed-{seed}-{speedup:g}-{name}"),
+                shipped(bench, seed, speedup, name, more),
                 format=format,
                 quantize=quantize,
                 examples=made.examples(made.eval_dataset, 300),
@@ -151,7 +170,7 @@ def compressed(bench: Bench, seed: int, speedup: float) -> dict[str, Any]:
                 processor=made.processing_class,
                 seconds=0,
             )
-            for name, (format, quantize) in EXPORTS.items()
+            for name, (format, quantize) in ((name, EXPORTS[name]) for name in ships)
         }
         seconds = time.perf_counter() - start
         test = encoded_test(made.processing_class)
@@ -174,7 +193,14 @@ def compressed(bench: Bench, seed: int, speedup: float) -> dict[str, Any]:
         }
 
 
-def compared(bench: Bench, seed: int, speedup: float, peers: Sequence[tuple[str, str]] = PEERS) -> dict[str, Any]:
+def compared(
+    bench: Bench,
+    seed: int,
+    speedup: float,
+    peers: Sequence[tuple[str, str]] = PEERS,
+    more: Mapping[str, Any] = {},
+    ships: Sequence[str] = tuple(EXPORTS),
+) -> dict[str, Any]:
     """Throughput and latency of ours, of eager PyTorch, and of int8 exports of the uncut model, in turns."""
     task, data = banking77()
     test, train = data["test"].shuffle(seed=1), data["train"].shuffle(seed=0).select(range(300))
@@ -187,7 +213,7 @@ def compared(bench: Bench, seed: int, speedup: float, peers: Sequence[tuple[str,
             collate=task.collator(),
             metrics=task.compute_metrics,
         )
-        ours = {name: folder_of(bench, f"compressed-{seed}-{speedup:g}-{name}") for name in EXPORTS}
+        ours = {name: shipped(bench, seed, speedup, name, more) for name in ships}
         own = encoded_test(AutoTokenizer.from_pretrained(ours["batches"])).shuffle(seed=1)
         own_rows = list(own.select(range(TIMED_EXAMPLES)))
         speeds = in_turns(
@@ -202,7 +228,7 @@ def compared(bench: Bench, seed: int, speedup: float, peers: Sequence[tuple[str,
 def confidence(bench: Bench, seed: int, speedup: float) -> dict[str, Any]:
     """Calibration, what confidence says about questions that no class fits, and the classes that lost most."""
     task = copy.copy(banking77()[0])
-    ours = folder_of(bench, f"compressed-{seed}-{speedup:g}-batches")
+    ours = shipped(bench, seed, speedup, "batches")
     source = AutoModelForSequenceClassification.from_pretrained(folder_of(bench, f"finetuned-{seed}")).eval()
     elsewhere = Dataset.from_json(str(folder_of_data("medquad_faq") / "test.jsonl")).rename_column("question", "text")
     found: dict[str, Any] = {}

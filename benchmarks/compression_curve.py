@@ -3,7 +3,7 @@
 The same training, export and measurement, one seed; each point takes some eight minutes.
 """
 
-from benchmarks.compression import DEPENDS, HOW, compared, compressed, finetuned
+from benchmarks.compression import DEPENDS, HOW, compared, compressed, uncut
 from benchmarks.harness import Bench, alone, main
 
 TARGETS = (1.25, 2.5, 3.5, 7.0, 9.5)
@@ -11,7 +11,7 @@ TARGETS = (1.25, 2.5, 3.5, 7.0, 9.5)
 
 
 def body(bench: Bench) -> None:
-    tuned = bench.cell({"seed": 0, "model": "fine-tuned"}, lambda: finetuned(bench, 0), of="compression")
+    tuned = uncut(bench, 0)
     for target in TARGETS[:1] if bench.quick else TARGETS:
         made = bench.cell({**HOW, "target": target}, lambda target=target: compressed(bench, 0, target))
         found = bench.cell({**HOW, "speeds": target}, lambda target=target: alone(compared, bench, 0, target, ()))

@@ -3,8 +3,7 @@
 Banking77, all-MiniLM-L6-v2. (1) A fine-tuned model is trained on with the rounding of each target, and exported or
 loaded there: on test data, how often the rounded PyTorch model and what serves predict the same, and how far apart
 their accuracies are. (2) Four-bit weights in groups, rounded after training (PTQ) and trained for (QAT): the share of
-lost accuracy that QAT brings back. Both trainings start from the same fine-tuned model. (3) The fine-tuned model in
-each kind of low-bit layer that computes here: accuracy, bytes of its weights, and speed beside eager fp32.
+lost accuracy that QAT brings back. Both trainings start from the same fine-tuned model.
 """
 
 import copy
@@ -16,14 +15,13 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.banking77 import banking77, trainer
-from benchmarks.comparison import in_turns
 from benchmarks.harness import Bench, main
-from hf_efficient import ConfigError, MissingDependencyError, candidates, export, mixed, rounding, sensitivity
+from hf_efficient import candidates, export, mixed, rounding, sensitivity
 from hf_efficient import low_bit as low_bit_module
 from hf_efficient.files import atomic_folder
 from hf_efficient.functional import fake_quant
 from hf_efficient.guard import predictions
-from hf_efficient.low_bit import LOW_BIT, load_low_bit, require_low_bit
+from hf_efficient.low_bit import load_low_bit
 from hf_efficient.measure import TorchRuntime
 from hf_efficient.optimizations import quantization
 from hf_efficient.optimizations.quantization import TARGETS
@@ -60,21 +58,6 @@ def body(bench: Bench) -> None:
     bench.claim("int4_drop_qat", [100 * (c["float"] - c["qat"]) for c in cells], "points of test accuracy lost")
     recovered = [100 * (c["qat"] - c["ptq"]) / max(c["float"] - c["ptq"], 1e-9) for c in cells]
     bench.claim("int4_recovered", recovered, "% of the PTQ drop that QAT brings back", ">= 50")
-    low_bit_layers(bench)
-
-
-def low_bit_layers(bench: Bench) -> None:
-    for kind in LOW_BIT:
-        try:
-            require_low_bit(kind, torch.device("cpu"))
-        except (ConfigError, MissingDependencyError) as error:
-            bench.notes.append(f"{kind}: {error}.")
-            continue
-        found = bench.cell({"low-bit": kind}, lambda kind=kind: low_bit(bench, kind))
-        bench.claim(f"{kind}_drop", 100 * (found["float"] - found["accuracy"]), "points of test accuracy lost")
-        bench.claim(f"{kind}_size", found["float_bytes"] / found["bytes"], "bytes of all weights, fp32 / low-bit")
-        ratio = found["speeds"]["low-bit"]["throughput"] / found["speeds"]["eager"]["throughput"]
-        bench.claim(f"{kind}_throughput", ratio, "examples/s at batch 32, low-bit / eager fp32")
 
 
 def folder_of(bench: Bench, seed: int) -> Path:
@@ -153,33 +136,6 @@ def four_bits(bench: Bench, seed: int) -> dict[str, Any]:
         made.train()
         found["qat"] = accuracy(bench, made.model)
     return found
-
-
-def low_bit(bench: Bench, kind: str) -> dict[str, Any]:
-    folder = folder_of(bench, 0)
-    source, model = AutoModelForSequenceClassification.from_pretrained(folder).eval(), load_low_bit(folder, kind)
-    runtimes = {"eager": TorchRuntime(source), "low-bit": TorchRuntime(model)}
-    task, data = banking77()
-    rows = list(data["test"].shuffle(seed=1).select(range(64 if bench.quick else 256)))
-    return {
-        "float": judged(bench, runtimes["eager"])[0],
-        "accuracy": judged(bench, runtimes["low-bit"])[0],
-        "float_bytes": held(source),
-        "bytes": held(model),
-        "speeds": in_turns(bench, runtimes, {"": rows}, task.collator()),
-    }
-
-
-def held(model: torch.nn.Module) -> int:
-    """Bytes that a model's parameters and buffers hold, packed ones as what they are packed in."""
-    return sum(_bytes(tensor) for tensor in (*model.parameters(), *model.buffers()))
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    if hasattr(tensor, "__tensor_flatten__"):  # torchao's
-        return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
-    beside = [getattr(tensor, "SCB", None), getattr(getattr(tensor, "quant_state", None), "absmax", None)]
-    return tensor.nbytes + sum(scales.nbytes for scales in beside if scales is not None)  # bitsandbytes' scales
 
 
 DEPENDS = (candidates, export, fake_quant, low_bit_module, mixed, quantization, rounding, sensitivity)

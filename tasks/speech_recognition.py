@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -134,6 +135,14 @@ class SpeechRecognition(AudioTask):
         return lambda batch, rows, samples: [
             label(*one) for one in zip(batch[settings.text], rows, samples, strict=True)
         ]
+
+    def baseline(self, data: DatasetDict, split: str) -> tuple[str, dict[str, float]]:
+        """The most frequent transcript of train, always."""
+        train, given = (
+            [self.settings.transcript(text) for text in data[name][self.settings.text]] for name in ("train", split)
+        )
+        most = Counter(train).most_common(1)[0][0]
+        return f"always '{most}'", ErrorRates().compute(predictions=[most] * len(given), references=given)
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Word and character error rate, from logits (examples, positions, tokens) and labels (examples, positions)."""

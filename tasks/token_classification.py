@@ -1,6 +1,7 @@
 """Token classification: a tag for each word, such as the entities of a text."""
 
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -140,6 +141,17 @@ class TokenClassification(TextTask):
         """
         found, truth = self._both(prediction)
         return EntityMetrics().compute(predictions=found, references=truth)
+
+    def baseline(self, data: DatasetDict, split: str) -> tuple[str, dict[str, float]]:
+        """Each word as it is tagged most often in train; a new one as O."""
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for words, tags in zip(data["train"][self.settings.tokens], self._tags(data["train"]), strict=True):
+            for word, tag in zip(words, to_bio(tags), strict=True):
+                counts[word][tag] += 1
+        usual = {word: found.most_common(1)[0][0] for word, found in counts.items()}
+        said = [to_bio([usual.get(word, OUTSIDE) for word in words]) for words in data[split][self.settings.tokens]]
+        given = [to_bio(tags) for tags in self._tags(data[split])]
+        return "each word's most frequent tag in train", EntityMetrics().compute(predictions=said, references=given)
 
     def per_class(self, prediction: EvalPrediction) -> dict[str, float]:
         """Recall of each type of entity that occurs."""

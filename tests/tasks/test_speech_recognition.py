@@ -152,6 +152,14 @@ def test_metrics_are_those_of_jiwer(checkpoint: str) -> None:
     assert lines == "given\trecognised\nl\tl\nhl\th\nm hm\tm m l\n"
 
 
+def test_baseline_is_the_most_frequent_transcript() -> None:
+    rows = {"train": ["a b", "c", "A b"], "test": ["a b", "a c"]}
+    data = DatasetDict({name: Dataset.from_dict({"text": texts}) for name, texts in rows.items()})
+    built = get_task("speech-recognition")(SpeechRecognitionData(train="unused", case="lower"))
+    name, found = built.baseline(data, "test")
+    assert (name, found["wer"]) == ("always 'a b'", 0.25)
+
+
 def test_padding_is_not_heard(checkpoint: str, tmp_path: Path) -> None:
     """The transcript is the same from any batch, and in a pipeline."""
     built = ready(splits(), checkpoint)

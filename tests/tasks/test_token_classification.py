@@ -221,6 +221,18 @@ def test_no_entity_at_all() -> None:
 # Models
 
 
+def test_baseline_is_the_usual_tag_of_each_word() -> None:
+    train = {
+        "tokens": [["Rome", "is", "big"], ["Rome", "fell"], ["Rome"]],
+        "ner_tags": [["B-p", "O", "O"], ["B-p", "O"], ["O"]],
+    }
+    test = {"tokens": [["Rome", "fell"], ["Paris", "fell"]], "ner_tags": [["B-p", "O"], ["B-p", "O"]]}
+    data = DatasetDict({"train": Dataset.from_dict(train), "test": Dataset.from_dict(test)})
+    name, found = checked(data).baseline(data, "test")
+    assert name == "each word's most frequent tag in train"
+    assert (found["precision"], found["recall"]) == (1.0, 0.5)
+
+
 def test_pipeline_finds_words_of_raw(checkpoint: str, tmp_path: Path) -> None:
     data = splits()
     built = checked(data)
