@@ -30,10 +30,16 @@ BLOCK = 64
 """The same in bitsandbytes' 4-bit types, which take no other."""
 
 
+def _says_more_than_a_cast(record: logging.LogRecord) -> bool:
+    return "inputs will be cast" not in str(record.msg)
+
+
 def _bitsandbytes_int8(linear: nn.Linear, device: torch.device) -> nn.Module:
     """LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339); the layer quantizes when it is moved."""
     import bitsandbytes
 
+    # That floats become 16 bits on their way to 8 is said for each product: dozens of lines a batch
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_says_more_than_a_cast)
     made = bitsandbytes.nn.Linear8bitLt(
         linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False, device="cpu"
     )
