@@ -115,7 +115,6 @@ def test_loss_is_that_of_sentence_transformers() -> None:
     expected = stock.compute_loss_from_embeddings([given[0::2], given[1::2]], None)
     assert torch.allclose(in_batch_loss(given, labels), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # which tells cosines apart by hundredths only
-        assert torch.equal(in_batch_loss(given, labels), in_batch_loss(given.float(), labels))
         found = in_batch_loss(given, labels)
     assert torch.equal(found, in_batch_loss(given, labels))
 
