@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+BENCHMARKS := overhead length_batching optimizers export compression compression_curve compression_quantized \
+	compression_tasks untrained quantization low_bit tasks tasks_compressed
 
 .PHONY: demo test style quality bench clean
 
@@ -21,16 +23,7 @@ quality: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/python -m benchmarks.length_batching
-	$(BIN)/python -m benchmarks.optimizers
-	$(BIN)/python -m benchmarks.export
-	$(BIN)/python -m benchmarks.compression
-	$(BIN)/python -m benchmarks.compression_curve
-	$(BIN)/python -m benchmarks.compression_tasks
-	$(BIN)/python -m benchmarks.untrained
-	$(BIN)/python -m benchmarks.quantization
-	$(BIN)/python -m benchmarks.report
+	for name in $(BENCHMARKS) report; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info
