@@ -14,7 +14,7 @@ from hf_efficient.functional import fake_quant
 from hf_efficient.optimizations import quantization
 
 ROUNDED = {"quantization": {"target": RUNTIME, "start": 0.8}}
-FURTHER = (5.5, 14.0)
+FURTHER = (5.5, 11.0)
 """Speed-ups over the uncut model, both in OpenVINO int8."""
 
 
