@@ -20,7 +20,8 @@ from tests.exports import CASES, pad, text
 SCHEMES = {
     "channel": Scheme("channel"),
     "dynamic": Scheme("tensor", "dynamic"),
-    "static": Scheme("channel", "static", embeddings="table"),
+    "mean": Scheme("channel", "mean", embeddings="table"),
+    "extremes": Scheme("channel", "extremes", embeddings="table"),
     "int4": Scheme("group", bits=4, group=8),
     "step": Scheme("step", "step", step=2**-3),
 }
@@ -99,7 +100,7 @@ def test_an_error_in_a_forward_pass_leaves_the_parameters() -> None:
 
 def test_static_ranges_run_in_training_and_stand_still_in_evaluation() -> None:
     model = text().train()
-    rounding = Rounding(SCHEMES["static"])
+    rounding = Rounding(SCHEMES["mean"])
     rounding.attach(model)
     model(**batch())
     seen = copy.deepcopy(rounding.ranges)
@@ -113,6 +114,16 @@ def test_static_ranges_run_in_training_and_stand_still_in_evaluation() -> None:
     assert (rounding.ranges[path].abs() > seen[path].abs()).all()
 
 
+@pytest.mark.parametrize(("inputs", "expected"), [("mean", [-1.1, 3.7]), ("extremes", [-2.0, 3.96])])
+def test_how_ranges_run_on(inputs: str, expected: list[float]) -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(2, 2)).train()
+    rounding = Rounding(Scheme("channel", inputs))
+    rounding.attach(layer)
+    for row in ([-1.0, 4.0], [-2.0, 1.0]):
+        layer(torch.tensor([row]))
+    torch.testing.assert_close(rounding.ranges["0"], torch.tensor(expected))
+
+
 @pytest.mark.parametrize("quantize", ["dynamic-per-channel", "static-matmul"])
 def test_rounds_as_the_export_does(quantize: str, tmp_path: Path) -> None:
     model, examples = text(), CASES["text"].examples()
@@ -121,7 +132,7 @@ def test_rounds_as_the_export_does(quantize: str, tmp_path: Path) -> None:
     exported = logits_of(made.runtime().predict(batch()))
     plain = logits(model)
     rounding = Rounding(scheme)
-    if scheme.inputs == "static":
+    if scheme.inputs == "extremes":
         batches = calibration_batches(CANDIDATES["onnx", quantize], model, pad, examples)
         layers = {path: module for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
         with torch.no_grad(), watching(layers) as ranges:

@@ -25,9 +25,9 @@ Target = Literal[
 TARGETS: dict[str, Scheme] = {
     "onnx-dynamic": Scheme("tensor", "dynamic", embeddings="table"),
     "onnx-dynamic-per-channel": Scheme("channel", "dynamic", embeddings="table"),
-    "onnx-static": Scheme("channel", "static", embeddings="table"),
-    "onnx-static-matmul": Scheme("channel", "static", embeddings=""),
-    "openvino-static": Scheme("channel", "static"),
+    "onnx-static": Scheme("channel", "extremes", embeddings="table"),
+    "onnx-static-matmul": Scheme("channel", "extremes", embeddings=""),
+    "openvino-static": Scheme("channel", "mean"),
     "torchao-int4": Scheme("group", bits=4, embeddings=""),
     "torchao-int8": Scheme("channel", embeddings=""),
     "weights": Scheme("channel"),
