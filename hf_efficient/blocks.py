@@ -78,16 +78,15 @@ def _bert(query: str = "query", key: str = "key", value: str = "value", position
     )
 
 
-def _bart(side: str) -> LayerStack:
+def _bart(side: str, after: tuple[str, str] = ("self_attn_layer_norm", "final_layer_norm")) -> LayerStack:
+    """``after``: what takes the residual stream after each sublayer: its own norm, or the next one's."""
     attention = tuple(f"self_attn.{name}_proj" for name in "qkv")
     return LayerStack(
         f"{side}.layers",
         f"{side}_layers",
         sublayers=(
-            Sublayer(
-                ATTENTION, attention, "self_attn.out_proj", "self_attn_layer_norm", count=("self_attn", "num_heads")
-            ),
-            Sublayer(FFN, ("fc1",), "fc2", "final_layer_norm"),
+            Sublayer(ATTENTION, attention, "self_attn.out_proj", after[0], count=("self_attn", "num_heads")),
+            Sublayer(FFN, ("fc1",), "fc2", after[1]),
         ),
         width=f"{side}_ffn_dim",
     )
@@ -110,6 +109,7 @@ def _wav2vec2(stable: bool) -> LayerStack:
 
 _BERT = (_bert(),)
 _SEQ2SEQ = (_bart("encoder"), _bart("decoder"))
+_WHISPER = (_bart("encoder", ("final_layer_norm", "")), _bart("decoder", ("encoder_attn_layer_norm", "")))
 _VIT = (
     LayerStack(
         "layers",
@@ -187,6 +187,7 @@ FAMILIES: dict[str, tuple[LayerStack, ...]] = {
     "roberta": _BERT,
     "vit": _VIT,
     "wav2vec2": _WAV2VEC2,
+    "whisper": _WHISPER,
     "xlm-roberta": _BERT,
     "yolos": _YOLOS,
 }

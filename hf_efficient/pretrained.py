@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.utils import cached_file
 
 from hf_efficient.errors import ConfigError, EfficientError
 
@@ -43,6 +44,14 @@ def resolve_model(name: str) -> str:
     if is_path or not name:
         raise ConfigError(f"no model there: '{name}'; name a folder written by save_pretrained, or a Hub id")
     return name
+
+
+def has_file(source: str, name: str) -> bool:
+    """Whether the folder or Hub id ``source`` (see `resolve_model`) has a file called ``name``."""
+    try:
+        return cached_file(source, name) is not None
+    except OSError:  # what transformers raises for a file that is not there
+        return False
 
 
 def is_new(name: str) -> bool:

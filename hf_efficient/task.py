@@ -75,10 +75,10 @@ class Task(ABC):
 
     data_settings: ClassVar[type[DataSettings]] = DataSettings
 
-    trainer_class: ClassVar[type] = EfficientTrainer
+    trainer_class: type = EfficientTrainer
     """What trains its models; `efficient(AnyTrainer)` where the stock loop is not enough."""
 
-    arguments_class: ClassVar[type] = EfficientTrainingArguments
+    arguments_class: type = EfficientTrainingArguments
     """What `trainer_class` takes as arguments; the `training` block of a recipe's stage names its fields."""
 
     reduce_logits: ClassVar[Callable[[Any, Any], Any] | None] = None

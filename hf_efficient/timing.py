@@ -90,13 +90,15 @@ class GeneratingRuntime(TorchRuntime):
 
     Attributes:
         settings: of `generate`.
+        prompt_tokens: tokens before the answer in what `generate` returns; None: one of an encoder-decoder, else as
+            many as the inputs.
     """
 
     name = "PyTorch, generating"
 
-    def __init__(self, model: nn.Module, **settings: Any):
+    def __init__(self, model: nn.Module, prompt_tokens: int | None = None, **settings: Any):
         super().__init__(model)
-        self.settings = settings
+        self.settings, self.prompt_tokens = settings, prompt_tokens
         self._examples = self._tokens = 0
 
     @property
@@ -108,7 +110,9 @@ class GeneratingRuntime(TorchRuntime):
         model: Any = self.model
         unused = (*self._labels, "decoder_input_ids", "decoder_attention_mask")
         outputs = model.generate(**{key: value for key, value in batch.items() if key not in unused}, **self.settings)
-        start = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+        start = self.prompt_tokens
+        if start is None:
+            start = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
         padding = self.settings.get("pad_token_id", model.generation_config.pad_token_id)
         self._tokens += int((outputs[:, start:] != padding).sum())
         self._examples += len(outputs)

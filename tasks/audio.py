@@ -185,7 +185,12 @@ class Extract:
         return np.asarray(made[self.name][0], dtype=np.float32)
 
     def hears_all(self) -> bool:
-        """Whether the last tenth of what the cut leaves makes any difference: some take no more than so much."""
+        """Whether the last tenth of what the cut leaves makes any difference: some take no more than so much.
+
+        Whisper's says how much that is.
+        """
+        if getattr(self.extractor, "n_samples", self.limit) < self.limit:
+            return False
         silent = np.zeros(self.limit, dtype=np.float32)
         loud = silent.copy()
         loud[-(self.limit // 10) :] = np.sin(np.arange(self.limit // 10))

@@ -6,15 +6,14 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, DatasetDict
 from pydantic import Field
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedModel
 
 from hf_efficient.arguments import EfficientSeq2SeqTrainingArguments
 from hf_efficient.data import DataSettings
-from hf_efficient.errors import ConfigError
 from hf_efficient.tasks.columns import TEXT, check_type
+from hf_efficient.tasks.generating import generating_arguments, texts_of
 from hf_efficient.tasks.text import TextTask
 from hf_efficient.timing import GeneratingRuntime
 from hf_efficient.trainer import EfficientSeq2SeqTrainer
@@ -101,16 +100,8 @@ class Seq2Seq(TextTask):
         return DataCollatorForSeq2Seq(self.processor)
 
     def arguments(self) -> dict[str, Any]:
-        """Evaluation generates, in larger batches, since a step takes nearly as long for few texts as for many.
-
-        The token that starts the decoder counts as generated.
-        """
-        return {
-            "per_device_eval_batch_size": 32,
-            "predict_with_generate": True,
-            "generation_max_length": self.settings.max_target_length + 1,
-            "generation_num_beams": self.settings.num_beams,
-        }
+        """Evaluation generates; the token that starts the decoder counts as generated."""
+        return generating_arguments(self.settings.max_target_length + 1, self.settings.num_beams)
 
     def trainer(self, **kwargs: Any) -> Any:
         made = super().trainer(**kwargs)
@@ -120,11 +111,11 @@ class Seq2Seq(TextTask):
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """`scores` of token ids (examples, length), generated and given."""
-        return self.scores(*self._texts(prediction))
+        return self.scores(*texts_of(prediction, self.processor, self.name))
 
     def details(self, prediction: EvalPrediction) -> dict[str, str | bytes]:
         """``texts.jsonl``: what was generated for each row, beside the target."""
-        rows = zip(*self._texts(prediction), strict=True)
+        rows = zip(*texts_of(prediction, self.processor, self.name), strict=True)
         lines = (json.dumps({"generated": said, "target": given}, ensure_ascii=False) for said, given in rows)
         return {"texts.jsonl": "".join(f"{line}\n" for line in lines)}
 
@@ -142,16 +133,3 @@ class Seq2Seq(TextTask):
         return GeneratingRuntime(
             model, max_new_tokens=self.settings.max_target_length, num_beams=self.settings.num_beams
         )
-
-    def _texts(self, prediction: EvalPrediction) -> tuple[list[str], list[str]]:
-        """What was generated, and what was to be."""
-        given: Any = prediction.predictions
-        said = np.asarray(given[0] if isinstance(given, tuple) else given)
-        if said.ndim != 2:
-            raise ConfigError(f"{self.name} is judged by generated texts, got logits; set predict_with_generate=True")
-        return self._decoded(said), self._decoded(np.asarray(prediction.label_ids))
-
-    def _decoded(self, ids: np.ndarray) -> list[str]:
-        """Texts of token ids (texts, length); -100 is padding."""
-        filled = np.where(ids < 0, self.processor.pad_token_id, ids)
-        return [text.strip() for text in self.processor.batch_decode(filled, skip_special_tokens=True)]

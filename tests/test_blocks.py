@@ -41,6 +41,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "wav2vec2": _SPEECH,
     "yolos": {"image_size": (8, 8), "patch_size": 4, "num_detection_tokens": 2, "use_mid_position_embeddings": False},
 }
+SIZES["whisper"] = {**SIZES["bart"], "num_mel_bins": 4, "max_source_positions": 8, "pad_token_id": 0}
 SIZES["marian"] = {**SIZES["bart"], "pad_token_id": 0, "decoder_start_token_id": 0}
 COMMON = {
     "hidden_size": 16,
@@ -66,6 +67,8 @@ def inputs(family: str) -> dict[str, torch.Tensor]:
     if family in ("audio-spectrogram-transformer", "hubert", "wav2vec2"):
         return {"input_values": torch.rand(2, *((8, 8) if family.startswith("audio") else (20,)))}
     tokens = torch.randint(3, 32, (2, 6))
+    if family == "whisper":
+        return {"input_features": torch.rand(2, 4, 16), "decoder_input_ids": tokens}
     return {"input_ids": tokens, **({"decoder_input_ids": tokens} if family in ("bart", "marian") else {})}
 
 
@@ -135,12 +138,21 @@ def test_deberta_with_projections_of_positions(tmp_path: Path) -> None:
     assert torch.equal(output(reloaded, "deberta-v2"), output(cut, "deberta-v2"))
 
 
-@pytest.mark.parametrize("stable", [False, True])
+SPEECH = {
+    "wav2vec2": ("wav2vec2", 0, {"do_stable_layer_norm": False}),
+    "stable": ("wav2vec2", 0, {"do_stable_layer_norm": True}),
+    "whisper's encoder": ("whisper", 0, {}),
+    "whisper's decoder": ("whisper", 1, {}),
+}
+
+
+@pytest.mark.parametrize("case", SPEECH)
 @pytest.mark.parametrize("kind", [ATTENTION, FFN])
-def test_the_stream_of_both_ways_to_place_norms(stable: bool, kind: str) -> None:
+def test_the_stream_of_all_ways_to_place_norms(case: str, kind: str) -> None:
     """What the row calls the stream after a sublayer grows by the sublayer's output where that is doubled."""
-    speech, streams, outputs = model("wav2vec2", do_stable_layer_norm=stable), [], []
-    (stack,) = layer_stacks(speech)
+    family, number, settings = SPEECH[case]
+    speech, streams, outputs = model(family, **settings), [], []
+    stack = layer_stacks(speech)[number]
     layer, sublayer = layers_of(speech, stack)[1], next(one for one in stack.sublayers if one.kind == kind)
     if sublayer.stream:
         layer.get_submodule(sublayer.stream).register_forward_pre_hook(lambda _, given: streams.append(given[0]))
@@ -148,9 +160,9 @@ def test_the_stream_of_both_ways_to_place_norms(stable: bool, kind: str) -> None
         layer.register_forward_hook(lambda _, given, result: streams.append(result))
     projection = output_of(layer, sublayer)
     projection.register_forward_hook(lambda _, given, result: outputs.append(result))
-    output(speech, "wav2vec2")
+    output(speech, family)
     projection.register_forward_hook(lambda _, given, result: 2 * result)
-    output(speech, "wav2vec2")
+    output(speech, family)
     torch.testing.assert_close(streams[1] - streams[0], outputs[0], rtol=1e-4, atol=1e-5)
 
 

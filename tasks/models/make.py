@@ -1,6 +1,7 @@
-"""Writes the tokenizers of the models here that read text: `python make.py` in this folder, the same each time.
+"""Writes the tokenizers of the models here that read or write text: `python make.py` here, the same each time.
 
-Byte-level BPE (any text can be written with it), trained on the training texts of the bundled samples.
+Byte-level BPE (any text can be written with it), trained on the training texts of the bundled samples; whisper-tiny has
+the bytes alone.
 """
 
 import csv
@@ -9,12 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, WhisperTokenizer
 
 DATA = Path(__file__).parents[1] / "data"
 PADDING, END = "<pad>", "</s>"
 SIZES = {"bart-tiny": 640, "gpt2-tiny": 1024}
 """Tokens of each."""
+
+WHISPER = [
+    f"<|{name}|>"
+    for name in (
+        *("endoftext", "startoftranscript", "translate", "transcribe"),
+        *("startoflm", "startofprev", "nospeech", "notimestamps"),
+    )
+]
+"""Special tokens of Whisper, in its order and after all others: it takes what lies beyond for times."""
 
 
 def texts(model: str) -> Iterator[str]:
@@ -49,6 +59,19 @@ def trained(model: str) -> PreTrainedTokenizerFast:
     )
 
 
+def whisper() -> WhisperTokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return WhisperTokenizer(
+        vocab={token: index for index, token in enumerate([*alphabet, *WHISPER])},
+        merges=[],
+        pad_token=WHISPER[0],
+        additional_special_tokens=WHISPER,
+        model_max_length=64,
+        clean_up_tokenization_spaces=False,
+    )
+
+
 if __name__ == "__main__":
+    whisper().save_pretrained(Path(__file__).parent / "whisper-tiny")
     for name in SIZES:
         trained(name).save_pretrained(Path(__file__).parent / name)
