@@ -253,10 +253,9 @@ def claims(bench: Bench, name: str, row: Row, found: dict[str, list[Any]], basel
 
 def with_stock_trainer(task: Task) -> Task:
     """``task``, trained by the class that ours extends."""
-    ours = type(task).trainer_class
-    stock = next(one for one in ours.__mro__ if issubclass(one, Trainer) and not issubclass(one, EfficientMixin))
+    known = (one for one in task.trainer_class.__mro__ if issubclass(one, Trainer))
     made = copy.copy(task)
-    made.__class__ = type(type(task).__name__, (type(task),), {"trainer_class": stock})
+    made.trainer_class = next(one for one in known if not issubclass(one, EfficientMixin))
     return made
 
 
