@@ -21,6 +21,8 @@ from hf_efficient.task import Task, get_task
 MAX_LENGTH = 64
 LEARNING_RATE = 3e-4
 BATCH = 32
+FAST = {"length_batching": {}, "precision": {"dtype": "bf16"}}
+"""Optimizations of trainings that are not measured themselves."""
 
 
 @functools.cache

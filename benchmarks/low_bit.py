@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from benchmarks.banking77 import banking77, trainer
+from benchmarks.banking77 import FAST, banking77, trainer
 from benchmarks.comparison import in_turns
 from benchmarks.harness import Bench, alone, main
 from hf_efficient import ConfigError, MissingDependencyError
@@ -56,7 +56,7 @@ def folder_of(bench: Bench) -> Path:
 
 def finetuned(bench: Bench) -> dict[str, Any]:
     length = {"max_steps": 40} if bench.quick else {"num_train_epochs": 3}
-    with trainer(0, optimizations={"length_batching": {}, "precision": {"dtype": "bf16"}}, **length) as made:
+    with trainer(0, optimizations=FAST, **length) as made:
         made.train()
         with atomic_folder(folder_of(bench)) as path:
             made.model.save_pretrained(path)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from benchmarks.banking77 import banking77, trainer
+from benchmarks.banking77 import FAST, banking77, trainer
 from benchmarks.harness import Bench, main
 from hf_efficient import candidates, export, mixed, rounding, sensitivity
 from hf_efficient import low_bit as low_bit_module
@@ -37,7 +37,6 @@ EXPORTS = {
 }
 """Target of the training -> format and quantization of its export; None: layers that `load_low_bit` makes."""
 GROUP = 64
-FAST = {"length_batching": {}, "precision": {"dtype": "bf16"}}
 
 
 def body(bench: Bench) -> None:

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from sklearn.datasets import load_digits
 from transformers import PrinterCallback, Trainer, set_seed
 
@@ -210,7 +210,7 @@ ROWS = {
 def body(bench: Bench) -> None:
     for name, row in ROWS.items():
         found = {side: [cell(bench, name, seed, side) for seed in bench.seeds] for side in sides(row)}
-        baseline = bench.cell({"row": name, "side": "trivial"}, lambda: trivial(bench, row))  # noqa: B023
+        baseline = bench.cell({"row": name, "side": "trivial"}, lambda: trivial(row))  # noqa: B023
         claims(bench, name, row, found, baseline)
 
 
@@ -259,17 +259,25 @@ def with_stock_trainer(task: Task) -> Task:
     return made
 
 
-def trained(bench: Bench, row: Row, seed: int, side: str) -> dict[str, Any]:
-    """Test metrics after the first stage of the row's recipe."""
+def ready(row: Row) -> tuple[Recipe, Task, DatasetDict]:
+    """The row's recipe, its task with the processor loaded, and its data."""
     recipe = row.load()
-    stage = first_stage(recipe)
     task_class = get_task(recipe.task)
     settings = task_class.data_settings(**recipe.data)
     data, task = load(settings, seed=recipe.seed), task_class(settings)
     task.check(data)
+    task.load_processor(recipe.model)
+    return recipe, task, data
+
+
+def trained(bench: Bench, row: Row, seed: int, side: str) -> dict[str, Any]:
+    """Test metrics after the first stage of the row's recipe."""
+    recipe, task, data = ready(row)
+    stage = first_stage(recipe)
     if bench.quick:
-        data = type(data)({name: rows.shuffle(seed=0).select(range(min(48, len(rows)))) for name, rows in data.items()})
-    processor = task.load_processor(recipe.model)
+        data = DatasetDict(
+            {name: rows.shuffle(seed=0).select(range(min(48, len(rows)))) for name, rows in data.items()}
+        )
     splits = task.encode_all(data)
     given = {**task.arguments(), **training_values(stage.training, "training", task.arguments_class), **QUIET}
     if bench.quick:
@@ -277,7 +285,7 @@ def trained(bench: Bench, row: Row, seed: int, side: str) -> dict[str, Any]:
     shared = {
         "train_dataset": splits["train"],
         "eval_dataset": splits["validation"],
-        "processing_class": processor,
+        "processing_class": task.processor,
     }
     with TemporaryDirectory() as folder:
         optimizations = stage.optimizations if side == "ours" else {}
@@ -295,14 +303,9 @@ def trained(bench: Bench, row: Row, seed: int, side: str) -> dict[str, Any]:
     return {"metrics": plain_metrics(said.metrics or {}, "test"), "seconds": output.metrics["train_runtime"]}
 
 
-def trivial(bench: Bench, row: Row) -> dict[str, Any]:
+def trivial(row: Row) -> dict[str, Any]:
     """What the task's trivial answer reaches on test data; empty where it has none."""
-    recipe = row.load()
-    task_class = get_task(recipe.task)
-    settings = task_class.data_settings(**recipe.data)
-    data, task = load(settings, seed=recipe.seed), task_class(settings)
-    task.check(data)
-    task.load_processor(recipe.model)
+    _, task, data = ready(row)
     found = task.baseline(data, "test")
     return {} if found is None else {"told": found[0], "metrics": found[1]}
 
