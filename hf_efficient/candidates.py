@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from hf_efficient.errors import ConfigError, MissingDependencyError, unknown
-from hf_efficient.mixed import onnx_quantizer, openvino_quantizer
+from hf_efficient.quantizers import onnx_quantizer, openvino_quantizer
 from hf_efficient.runtimes import require, require_packages
+from hf_efficient.trained_ranges import Range, trained_ranges
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +68,7 @@ class Candidate:
         """Trace ``model`` (fp32, on the CPU, evaluating) on ``inputs``; every axis that can vary stays free.
 
         Args:
-            calibration: batches of real inputs, for the ranges of activations.
+            calibration: batches of real inputs, for the ranges of activations that the model was not trained with.
             in_float: paths of the linear layers that are not quantized, where the candidate is mixed.
         """
         from transformers import exporters
@@ -79,7 +80,8 @@ class Candidate:
         settings = dict(self.settings)
         if self.quantizer is not None:
             weights = [model.get_parameter(f"{path}.weight").detach().numpy() for path in in_float]
-            settings["quantizer"] = _QUANTIZERS[self.quantizer](self.int8, calibration, weights)
+            ranges = list(trained_ranges(model))
+            settings["quantizer"] = _QUANTIZERS[self.quantizer](self.int8, calibration, weights, ranges)
         made = exporter().export(model, dict(inputs), config(dynamic=True, **settings))
         if self.format == "onnx":
             _forget_origin(made)
@@ -87,26 +89,27 @@ class Candidate:
 
 
 Weights = Sequence[np.ndarray]
+Ranges = Sequence[Range]
 
 
-def _onnx_dynamic(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights) -> Any:
+def _onnx_dynamic(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights, ranges: Ranges) -> Any:
     from transformers import exporters
 
     return exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig(**int8))
 
 
-def _onnx_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights) -> Any:
+def _onnx_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights, ranges: Ranges) -> Any:
     from transformers import exporters
 
     config = exporters.OnnxRuntimeStaticConfig(**int8)
-    return onnx_quantizer(config, [dict(b) for b in calibration], in_float, weights_only=int8 is _MATMUL)
+    return onnx_quantizer(config, [dict(b) for b in calibration], in_float, ranges, weights_only=int8 is _MATMUL)
 
 
-def _openvino_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights) -> Any:
+def _openvino_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights, ranges: Ranges) -> Any:
     from transformers import exporters
 
     settings = exporters.NNCFQuantizationConfig(subset_size=max(1, len(calibration)), **int8)
-    return openvino_quantizer(settings, [dict(batch) for batch in calibration], in_float)
+    return openvino_quantizer(settings, [dict(batch) for batch in calibration], in_float, ranges)
 
 
 _QUANTIZERS = {"onnx-dynamic": _onnx_dynamic, "onnx-static": _onnx_static, "openvino-static": _openvino_static}

@@ -14,10 +14,8 @@ from hf_efficient.functional.fake_quant import (
     fixed_point,
 )
 
-MOMENTUM = 0.9
-"""How much of a stored mean range stays when a new batch is seen."""
-FORGETTING = 0.99
-"""What is left of a stored extreme range then, where no batch reaches further."""
+MOMENTUM = 0.99
+"""How much of a stored range stays when a new batch is seen."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,8 @@ class Scheme:
 
     Attributes:
         weights: ``channel``, ``tensor`` or ``group`` for integers with such scales, ``step`` for multiples of a step.
-        inputs: of linear layers: ``dynamic`` in the range of each batch, ``mean`` in the running mean of these,
-            ``extremes`` in the widest of late, ``step``, or empty: as they are.
+        inputs: of linear layers: ``dynamic`` in the range of each batch, ``static`` in the running mean of these,
+            ``step``, or empty: as they are.
         bits: of weights with scales; inputs always have 8.
         group, step: see `functional.fake_quant`.
         embeddings: their tables too: ``weights`` like the weights, ``table`` to 8 bits in the range that the table has;
@@ -131,12 +129,5 @@ class Rounding:
             found = values.detach()
             now = torch.stack([found.min(), found.max()]).float()
             before = self.ranges.get(path)
-            self.ranges[path] = now if before is None else self._run_on(before.to(now), now)
+            self.ranges[path] = now if before is None else MOMENTUM * before.to(now) + (1 - MOMENTUM) * now
         return fake_quantize_range(values, *self.ranges[path])
-
-    def _run_on(self, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
-        """The stored range after another batch; extremes are what a calibrator sees that takes minima and maxima."""
-        if self.scheme.inputs == "mean":
-            return MOMENTUM * before + (1 - MOMENTUM) * now
-        faded = FORGETTING * before
-        return torch.stack([torch.minimum(faded[0], now[0]), torch.maximum(faded[1], now[1])])

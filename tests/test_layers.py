@@ -7,14 +7,14 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"errors"},
-    {"settings", "files", "machine", "mind", "reading"},
+    {"settings", "files", "machine", "mind", "reading", "trained_ranges"},
     {"hub"},
     {"functional", "checkpoint", "pretrained"},
     {"blocks", "data", "teacher_cache"},
     {"optimization", "timing", "calibration", "capture", "rounding"},
     {"teacher", "cutting", "sensitivity"},
     {"measure"},
-    {"plan", "report", "picture", "wording", "mixed"},
+    {"plan", "report", "picture", "wording", "quantizers"},
     {
         "arguments",
         "before_after",
@@ -54,6 +54,7 @@ INSTANCES = {
         "teacher",
         "teacher_cache",
         "timing",
+        "trained_ranges",
     }
 }
 """Package of instances -> what its modules may import. Only its own test and the command line import them by name."""

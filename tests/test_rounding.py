@@ -7,21 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from hf_efficient.candidates import CANDIDATES
-from hf_efficient.conversion import calibration_batches
 from hf_efficient.export import export
 from hf_efficient.functional.fake_quant import fake_quantize_weight, fixed_point
 from hf_efficient.guard import logits_of
 from hf_efficient.optimizations.quantization import TARGETS
 from hf_efficient.rounding import Rounding, Scheme
-from hf_efficient.sensitivity import watching
+from hf_efficient.trained_ranges import keep_ranges
 from tests.exports import CASES, pad, text
 
 SCHEMES = {
     "channel": Scheme("channel"),
     "dynamic": Scheme("tensor", "dynamic"),
-    "mean": Scheme("channel", "mean", embeddings="table"),
-    "extremes": Scheme("channel", "extremes", embeddings="table"),
+    "static": Scheme("channel", "static", embeddings="table"),
     "int4": Scheme("group", bits=4, group=8),
     "step": Scheme("step", "step", step=2**-3),
 }
@@ -100,7 +97,7 @@ def test_an_error_in_a_forward_pass_leaves_the_parameters() -> None:
 
 def test_static_ranges_run_in_training_and_stand_still_in_evaluation() -> None:
     model = text().train()
-    rounding = Rounding(SCHEMES["mean"])
+    rounding = Rounding(SCHEMES["static"])
     rounding.attach(model)
     model(**batch())
     seen = copy.deepcopy(rounding.ranges)
@@ -114,31 +111,29 @@ def test_static_ranges_run_in_training_and_stand_still_in_evaluation() -> None:
     assert (rounding.ranges[path].abs() > seen[path].abs()).all()
 
 
-@pytest.mark.parametrize(("inputs", "expected"), [("mean", [-1.1, 3.7]), ("extremes", [-2.0, 3.96])])
-def test_how_ranges_run_on(inputs: str, expected: list[float]) -> None:
+def test_how_ranges_run_on() -> None:
     layer = torch.nn.Sequential(torch.nn.Linear(2, 2)).train()
-    rounding = Rounding(Scheme("channel", inputs))
+    rounding = Rounding(SCHEMES["static"])
     rounding.attach(layer)
     for row in ([-1.0, 4.0], [-2.0, 1.0]):
         layer(torch.tensor([row]))
-    torch.testing.assert_close(rounding.ranges["0"], torch.tensor(expected))
+    torch.testing.assert_close(rounding.ranges["0"], torch.tensor([-1.01, 3.97]))
 
 
-@pytest.mark.parametrize("quantize", ["dynamic-per-channel", "static-matmul"])
-def test_rounds_as_the_export_does(quantize: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["onnx-dynamic-per-channel", "onnx-static-matmul", "openvino-static"])
+def test_rounds_as_the_export_does(target: str, tmp_path: Path) -> None:
     model, examples = text(), CASES["text"].examples()
-    made = export(model, tmp_path, quantize=quantize, examples=examples, collate=pad, seconds=0, max_drop=1)
-    scheme = TARGETS[f"onnx-{quantize}"]
-    exported = logits_of(made.runtime().predict(batch()))
     plain = logits(model)
-    rounding = Rounding(scheme)
-    if scheme.inputs == "extremes":
-        batches = calibration_batches(CANDIDATES["onnx", quantize], model, pad, examples)
-        layers = {path: module for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-        with torch.no_grad(), watching(layers) as ranges:
-            for calibration in batches:
-                model(**calibration)
-        rounding.ranges = {path: torch.tensor(found) for path, found in ranges.items()}
-    rounding.attach(model)
+    rounding = Rounding(TARGETS[target])
+    rounding.attach(model.train())
+    with torch.no_grad():
+        model(**batch())  # not what calibration would see
+    rounded = logits(model.eval())
+    rounding.remove()
+    rounding.fold(model)
+    keep_ranges(model, rounding.ranges)
+    format, quantize = target.split("-", 1)
+    settings = {"format": format, "quantize": quantize, "examples": examples, "collate": pad}
+    exported = logits_of(export(model, tmp_path, **settings, seconds=0, max_drop=1).runtime().predict(batch()))
     # What is left is a number in the middle of two steps that goes to the other one
-    assert (logits(model) - exported).abs().mean() < 0.1 * (plain - exported).abs().mean()
+    assert (rounded - exported).abs().mean() < 0.1 * (plain - exported).abs().mean()

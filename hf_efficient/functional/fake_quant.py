@@ -14,10 +14,18 @@ def fake_quantize_range(values: torch.Tensor, low: Any, high: Any) -> torch.Tens
         low, high: numbers or scalar tensors; the range is widened to hold zero.
     """
     ends = [torch.as_tensor(end, dtype=torch.float32, device=values.device) for end in (low, high)]
-    low, high = ends[0].clamp_max(0), ends[1].clamp_min(0)
+    return torch.fake_quantize_per_tensor_affine(values, *steps(*ends), 0, 255)
+
+
+def steps(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distance of neighbouring numbers, and which of 0 to 255 stands for zero, in a range that is widened to hold it.
+
+    Args:
+        low, high: scalars, fp32.
+    """
+    low, high = low.clamp_max(0), high.clamp_min(0)
     scale = ((high - low) / 255).clamp_min(1e-12)
-    zero = (-low / scale).round().to(torch.int32)
-    return torch.fake_quantize_per_tensor_affine(values, scale, zero, 0, 255)
+    return scale, (-low / scale).round().to(torch.int32)
 
 
 def fake_quantize_dynamic(values: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.optimization import Context, Optimization, Order
 from hf_efficient.rounding import Rounding, Scheme
+from hf_efficient.trained_ranges import keep_ranges
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,9 +26,9 @@ Target = Literal[
 TARGETS: dict[str, Scheme] = {
     "onnx-dynamic": Scheme("tensor", "dynamic", embeddings="table"),
     "onnx-dynamic-per-channel": Scheme("channel", "dynamic", embeddings="table"),
-    "onnx-static": Scheme("channel", "extremes", embeddings="table"),
-    "onnx-static-matmul": Scheme("channel", "extremes", embeddings=""),
-    "openvino-static": Scheme("channel", "mean"),
+    "onnx-static": Scheme("channel", "static", embeddings="table"),
+    "onnx-static-matmul": Scheme("channel", "static", embeddings=""),
+    "openvino-static": Scheme("channel", "static"),
     "torchao-int4": Scheme("group", bits=4, embeddings=""),
     "torchao-int8": Scheme("channel", embeddings=""),
     "weights": Scheme("channel"),
@@ -40,7 +41,8 @@ class Quantization(Optimization):
     """Compute with rounded weights and activations in the last part of a training (QAT, Jacob et al. 2018, arXiv
     1712.05877); gradients pass straight through the rounding (Bengio et al. 2013, arXiv 1308.3432).
 
-    When training ends, the weights stay rounded, in fp32: the export finds its integers in them.
+    When training ends, the weights stay rounded, in fp32: the export finds its integers in them. It finds the ranges
+    of inputs, where the target stores such, in the model's config.
     """
 
     target: Target = "onnx-dynamic"
@@ -116,6 +118,7 @@ class Quantization(Optimization):
         if self._rounding.attached:
             self._rounding.remove()
             self._rounding.fold(model)
+            keep_ranges(model, self._rounding.ranges)
         return model
 
     def state_dict(self) -> dict[str, Any]:
