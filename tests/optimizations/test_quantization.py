@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments
 from hf_efficient.candidates import CANDIDATES
 from hf_efficient.functional.fake_quant import fake_quantize_weight, fixed_point
 from hf_efficient.low_bit import LOW_BIT
 from hf_efficient.optimizations.quantization import TARGETS, Quantization
+from hf_efficient.trained_ranges import trained_ranges
 from tests.test_parity import build
 
 
@@ -40,6 +42,8 @@ def test_weights_end_on_the_grid_of_the_target(target: str, tmp_path: Path) -> N
     assert described["target"] == target
     assert described["from_step"] == trainer.state.max_steps / 2
     assert described["rounded_modules"] > 10
+    final = AutoModelForSequenceClassification.from_pretrained(tmp_path / "final")
+    assert (len(list(trained_ranges(final))) > 10) == (scheme.inputs == "static")
 
 
 def test_fixed_point(tmp_path: Path) -> None:
