@@ -188,6 +188,10 @@ class Optimization(TrainerCallback):
         """Whether `prepare_model` wants ``context.original``: a copy of the whole model, so only where it is used."""
         return False
 
+    def needs_first_weights(self) -> bool:
+        """Whether `prepare_model` must see the weights that the phase began with, when it resumes from a checkpoint."""
+        return self.needs_original()
+
     def map_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A collated batch as the model takes it, from the time that `prepare_model` has run: training, evaluation
         and export. A new object where anything changes.

@@ -85,7 +85,7 @@ def train_phases(
             save_final(trainer, dense.folder)
             _forget_optimizer(trainer)
             start = _Start(MAIN)
-        elif dense is not None and (start.checkpoint is None or any(one.needs_original() for one in plan)):
+        elif dense is not None and (start.checkpoint is None or any(one.needs_first_weights() for one in plan)):
             load_weights(trainer.model, dense.folder / FINAL)
         comparison = BeforeAfter(trainer)
         if dense is not None:

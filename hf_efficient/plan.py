@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 OPTIMIZATIONS = {
     "activation_checkpointing": "hf_efficient.optimizations.activation_checkpointing:ActivationCheckpointing",
+    "adapters": "hf_efficient.optimizations.adapters:Adapters",
     "compile": "hf_efficient.optimizations.compile:Compile",
     "distillation": "hf_efficient.optimizations.distillation:Distillation",
     "length_batching": "hf_efficient.optimizations.length_batching:LengthBatching",

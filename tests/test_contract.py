@@ -96,6 +96,15 @@ def few_weights(before: Any, after: Any) -> bool:
     return on_grid(after.model) and not on_grid(before.model)
 
 
+def thin_difference(before: Any, after: Any) -> bool:
+    """Weights of an attention projection moved by a matrix of rank 2, embeddings not at all."""
+    name = next(name for name in before.model.state_dict() if name.endswith(("query.weight", "q_proj.weight")))
+    table = next(name for name in before.model.state_dict() if "embeddings" in name)
+    old, new = before.model.state_dict(), after.model.state_dict()
+    moved = torch.linalg.matrix_rank(new[name] - old[name], rtol=1e-3)
+    return moved.item() == 2 and torch.equal(new[table], old[table])
+
+
 def computes_in_bf16(before: Any, after: Any) -> bool:
     kinds = [c.dtypes for c in after.callback_handler.callbacks if isinstance(c, OutputTypes)]
     return kinds == [{torch.bfloat16}]
@@ -148,6 +157,7 @@ def closer_to_the_teacher(before: Any, after: Any) -> bool:
 
 ROWS = {
     "activation_checkpointing": Row({}, None, less_memory),
+    "adapters": Row({"rank": 2, "alpha": 8.0}, None, thin_difference),
     "compile": Row({"backend": "eager"}, None, compiles),
     "distillation": Row(
         {"alpha": 0.5, "hidden": 0.5, "attention": 0.5},
