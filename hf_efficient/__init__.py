@@ -31,6 +31,7 @@ register_loader()
 # Functions named like their module stay there: `from hf_efficient.run import run`, `...measure import measure`.
 _PUBLIC = {
     "ActivationCheckpointing": "optimizations.activation_checkpointing",
+    "Adapters": "optimizations.adapters",
     "Compile": "optimizations.compile",
     "ConfigError": "errors",
     "ConflictError": "errors",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimization import Optimization as Optimization
     from hf_efficient.optimization import Order as Order
     from hf_efficient.optimizations.activation_checkpointing import ActivationCheckpointing as ActivationCheckpointing
+    from hf_efficient.optimizations.adapters import Adapters as Adapters
     from hf_efficient.optimizations.compile import Compile as Compile
     from hf_efficient.optimizations.distillation import Distillation as Distillation
     from hf_efficient.optimizations.length_batching import LengthBatching as LengthBatching
