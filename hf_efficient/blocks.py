@@ -53,7 +53,8 @@ class LayerStack:
         per_layer: config fields that hold a list with one entry per layer.
         first_is_special: layer 0 is built unlike the others, so it cannot be dropped.
         sublayers: what can be cut inside a layer; empty where only whole layers can.
-        width: config field with the width of the feed-forward network.
+        width: config field with the width of the feed-forward network; empty where stacks share one.
+        heads_stay: why no head can go, where none can.
         stable: value of the config field ``do_stable_layer_norm`` of a family that has two ways to build its layers.
     """
 
@@ -63,6 +64,7 @@ class LayerStack:
     first_is_special: bool = False
     sublayers: tuple[Sublayer, ...] = ()
     width: str = "intermediate_size"
+    heads_stay: str = ""
     stable: bool | None = None
 
 
@@ -170,6 +172,43 @@ _MODERNBERT = (
     ),
 )
 
+_MPNET = (
+    LayerStack(
+        "encoder.layer",
+        sublayers=(Sublayer(FFN, ("intermediate.dense",), "output.dense", "output.LayerNorm"),),
+        heads_stay="all layers read one table of position biases, with a column for each head",
+    ),
+)
+
+
+def _t5(side: str, count: str, last: int) -> LayerStack:
+    feed_forward = f"layer.{last}.DenseReluDense"
+    gated = tuple(f"{feed_forward}.{name}" for name in ("wi", "wi_0", "wi_1"))  # one, or two
+    return LayerStack(
+        f"{side}.block",
+        count,
+        first_is_special=True,  # it has the table of position biases
+        sublayers=(Sublayer(FFN, gated, f"{feed_forward}.wo", ""),),
+        width="",
+        heads_stay="all layers read the first one's table of position biases, with a column for each head",
+    )
+
+
+_T5 = (_t5("encoder", "num_layers", 1), _t5("decoder", "num_decoder_layers", 2))
+
+
+def _llama(*per_layer: str) -> tuple[LayerStack, ...]:
+    feed_forward = Sublayer(FFN, ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "")
+    return (
+        LayerStack(
+            "layers",
+            per_layer=per_layer,
+            sublayers=(feed_forward,),
+            heads_stay="groups of heads share keys and values",
+        ),
+    )
+
+
 _WAV2VEC2 = (_wav2vec2(False), _wav2vec2(True))
 
 FAMILIES: dict[str, tuple[LayerStack, ...]] = {
@@ -182,9 +221,16 @@ FAMILIES: dict[str, tuple[LayerStack, ...]] = {
     "distilbert": _DISTILBERT,
     "electra": _BERT,
     "hubert": _WAV2VEC2,
+    "llama": _llama(),
     "marian": _SEQ2SEQ,
+    "mistral": _llama(),
     "modernbert": _MODERNBERT,
+    "mpnet": _MPNET,
+    "mt5": _T5,
+    "qwen2": _llama("layer_types"),
+    "qwen3": _llama("layer_types"),
     "roberta": _BERT,
+    "t5": _T5,
     "vit": _VIT,
     "wav2vec2": _WAV2VEC2,
     "whisper": _WHISPER,
@@ -300,7 +346,7 @@ def simplify_manifest(model: "PreTrainedModel") -> None:
         ffn = next((sublayer for sublayer in stack.sublayers if sublayer.kind == FFN), None)
         layers = layers_of(model, stack)
         widths = {output_of(layer, ffn).in_features for layer in layers} if ffn else set()
-        if ffn is None or len(widths) != 1:
+        if ffn is None or len(widths) != 1 or not stack.width:
             continue
         setattr(model.config, stack.width, widths.pop())
         paths = [path for path, _ in inputs_of(layers[0], ffn)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, BloomConfig, set_seed
+from transformers import AutoConfig, AutoModel, BloomConfig, TrainingArguments, set_seed
 
 from hf_efficient.blocks import (
     ATTENTION,
@@ -22,6 +22,8 @@ from hf_efficient.blocks import (
     units_of,
 )
 from hf_efficient.errors import ConfigError
+from hf_efficient.optimization import Context
+from hf_efficient.optimizations.structured_pruning import StructuredPruning
 
 LAYERS = 4
 _SPEECH = {"conv_dim": (8,), "conv_kernel": (4,), "conv_stride": (2,), "num_conv_pos_embeddings": 4} | {
@@ -41,8 +43,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "wav2vec2": _SPEECH,
     "yolos": {"image_size": (8, 8), "patch_size": 4, "num_detection_tokens": 2, "use_mid_position_embeddings": False},
 }
+_T5 = {"d_model": 16, "num_layers": LAYERS, "num_decoder_layers": LAYERS, "num_heads": 2, "d_kv": 8, "d_ff": 8}
+SIZES["t5"] = {**_T5, "vocab_size": 32, "decoder_start_token_id": 0}
+SIZES["mt5"] = SIZES["t5"]
+SIZES["llama"] = SIZES["mistral"] = SIZES["qwen2"] = SIZES["qwen3"] = {"num_key_value_heads": 1, "head_dim": 8}
 SIZES["whisper"] = {**SIZES["bart"], "num_mel_bins": 4, "max_source_positions": 8, "pad_token_id": 0}
 SIZES["marian"] = {**SIZES["bart"], "pad_token_id": 0, "decoder_start_token_id": 0}
+SEQ2SEQ = ("bart", "marian", "mt5", "t5")
 COMMON = {
     "hidden_size": 16,
     "num_hidden_layers": LAYERS,
@@ -69,7 +76,7 @@ def inputs(family: str) -> dict[str, torch.Tensor]:
     tokens = torch.randint(3, 32, (2, 6))
     if family == "whisper":
         return {"input_features": torch.rand(2, 4, 16), "decoder_input_ids": tokens}
-    return {"input_ids": tokens, **({"decoder_input_ids": tokens} if family in ("bart", "marian") else {})}
+    return {"input_ids": tokens, **({"decoder_input_ids": tokens} if family in SEQ2SEQ else {})}
 
 
 def output(model: Any, family: str) -> torch.Tensor:
@@ -120,7 +127,8 @@ def test_one_feed_forward_width_needs_no_manifest(family: str, tmp_path: Path) -
     assert hasattr(cut.config, "quantization_config")
     simplify_manifest(cut)
     cut.save_pretrained(tmp_path)
-    assert "quantization_config" not in (tmp_path / "config.json").read_text()
+    sharing = not all(stack.width for stack in layer_stacks(cut))
+    assert ("quantization_config" in (tmp_path / "config.json").read_text()) == sharing
     assert torch.equal(output(AutoModel.from_pretrained(tmp_path).eval(), family), output(cut, family))
 
 
@@ -203,3 +211,10 @@ def test_unknown_family_is_refused() -> None:
         layer_stacks(bloom)
     with pytest.raises(ConfigError, match="Linear"):
         layer_stacks(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", [name for name, stacks in FAMILIES.items() if stacks[0].heads_stay])
+def test_heads_that_must_stay_are_refused_with_the_reason(family: str) -> None:
+    pruning = StructuredPruning(keep_heads=0.5)
+    with pytest.raises(ConfigError, match=r"no head of this model can go, because .*(keys|position)"):
+        pruning.check(Context(args=TrainingArguments("out", use_cpu=True), model=model(family)))

@@ -113,6 +113,11 @@ class StructuredPruning(Optimization):
             self._check_stack(stack, len(layers_of(model, stack)))
 
     def _check_stack(self, stack: LayerStack, layers: int) -> None:
+        if stack.heads_stay and self.keep_heads not in (None, 1):
+            raise ConfigError(
+                f"structured_pruning.keep_heads={self.keep_heads:g}: no head of this model can go, because "
+                f"{stack.heads_stay}; drop keep_heads"
+            )
         asked = self.keep_layers
         needed = max(asked) + 1 if isinstance(asked, list) else asked or 0
         if needed > layers:
