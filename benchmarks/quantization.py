@@ -73,7 +73,7 @@ def tuned(bench: Bench, seed: int) -> dict[str, Any]:
                 made.model.save_pretrained(path)
         return {}
 
-    return bench.cell({"seed": seed, "model": "fine-tuned"}, compute, peer=True)
+    return bench.cell({"seed": seed, "model": "fine-tuned"}, compute, peer=True, of="quantization")
 
 
 def accuracy(bench: Bench, model: Any) -> float:

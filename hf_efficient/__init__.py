@@ -54,6 +54,7 @@ _PUBLIC = {
     "Order": "optimization",
     "Plan": "plan",
     "Precision": "optimizations.precision",
+    "Pruning": "optimizations.pruning",
     "Recipe": "recipe",
     "Report": "report",
     "RunResult": "run",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.length_batching import LengthBatching as LengthBatching
     from hf_efficient.optimizations.optimizer import Optimizer as Optimizer
     from hf_efficient.optimizations.precision import Precision as Precision
+    from hf_efficient.optimizations.pruning import Pruning as Pruning
     from hf_efficient.optimizations.structured_pruning import StructuredPruning as StructuredPruning
     from hf_efficient.optimizations.vocabulary_trimming import VocabularyTrimming as VocabularyTrimming
     from hf_efficient.plan import Plan as Plan

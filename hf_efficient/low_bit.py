@@ -1,4 +1,5 @@
-"""Finished models in the low-bit layers of bitsandbytes and torchao: quantized as they are loaded, nothing exported.
+"""Finished models in the low-bit layers of bitsandbytes and torchao, or with torch's 2:4 sparse weights: converted as
+they are loaded, nothing exported.
 
 transformers does this for plain checkpoints by ``from_pretrained(..., quantization_config=...)``. A cut model's
 config.json holds its shapes in that place, and transformers would ignore one of the two; here the shapes come first,
@@ -6,6 +7,7 @@ then the low-bit layers.
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ GROUP = 32
 """Weights that share a scale, in torchao's int4."""
 BLOCK = 64
 """The same in bitsandbytes' 4-bit types, which take no other."""
+SPARSE_SHAPE = (32, 64)
+"""Of these the outputs and inputs of a 2:4 sparse weight in 16 bits have to be multiples."""
 
 
 def _says_more_than_a_cast(record: logging.LogRecord) -> bool:
@@ -94,6 +98,37 @@ def _torchao(bits: int) -> Callable[[nn.Linear, torch.device], nn.Module]:
     return convert
 
 
+class _Sparse24(nn.Linear):
+    """Computes in the type of its weight, whatever the model around it does."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        given = inputs.to(self.weight.dtype).contiguous()
+        return nn.functional.linear(given, self.weight, self.bias).to(inputs.dtype)
+
+
+def _sparse24(linear: nn.Linear, device: torch.device) -> nn.Module:
+    """Without the zeros and in bf16, for sparse tensor cores (Mishra et al. 2021, arXiv 2104.08378)."""
+    made = _Sparse24(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*prototype", UserWarning)
+        packed = torch.sparse.to_sparse_semi_structured(linear.weight.detach().to(device, torch.bfloat16).contiguous())
+    made.weight = nn.Parameter(packed, requires_grad=False)
+    if linear.bias is not None:
+        made.bias = nn.Parameter(linear.bias.detach().to(device, torch.bfloat16), requires_grad=False)
+    return made
+
+
+def _has_2_of_4(linear: nn.Linear) -> bool:
+    rows, columns = linear.weight.shape
+    if rows % SPARSE_SHAPE[0] or columns % SPARSE_SHAPE[1]:
+        return False
+    return bool((linear.weight.reshape(-1, 4).ne(0).sum(1) <= 2).all())
+
+
+def _multiple(inputs: int) -> Callable[[nn.Linear], bool]:
+    return lambda linear: linear.in_features % inputs == 0
+
+
 @dataclass(frozen=True)
 class LowBit:
     """A kind of layer.
@@ -101,12 +136,14 @@ class LowBit:
     Attributes:
         package: what brings it; the name of its extra, too.
         convert: (linear layer, device) -> the layer in low bits.
-        multiple: of this the number of a layer's inputs must be one; others stay as they are.
+        fits: whether it takes a layer; others stay as they are.
+        takes: the same in words.
     """
 
     package: str
     convert: Callable[[nn.Linear, torch.device], nn.Module]
-    multiple: int = 1
+    fits: Callable[[nn.Linear], bool] = lambda linear: True
+    takes: str = "any"
 
 
 LOW_BIT = {
@@ -114,7 +151,13 @@ LOW_BIT = {
     "bitsandbytes-fp4": LowBit("bitsandbytes", _bitsandbytes_4bit("fp4")),
     "bitsandbytes-nf4": LowBit("bitsandbytes", _bitsandbytes_4bit("nf4")),
     "torchao-int8": LowBit("torchao", _torchao(8)),
-    "torchao-int4": LowBit("torchao", _torchao(4), multiple=GROUP),
+    "torchao-int4": LowBit("torchao", _torchao(4), _multiple(GROUP), f"inputs in multiples of {GROUP}"),
+    "sparse24": LowBit(
+        "torch",
+        _sparse24,
+        _has_2_of_4,
+        "weights of which two in every four are zero, in multiples of {} outputs and {} inputs".format(*SPARSE_SHAPE),
+    ),
 }
 
 
@@ -126,7 +169,8 @@ def load_low_bit(folder: str | Path, kind: str, device: str | torch.device = "cp
         kind: a key of `LOW_BIT`.
 
     Raises:
-        ConfigError: no such kind, not a model, or layers of this kind do not compute on ``device``; says why.
+        ConfigError: no such kind, not a model, no layer that the kind takes, or layers of this kind do not compute on
+            ``device``; says why.
         MissingDependencyError: the package is not installed.
     """
     if kind not in LOW_BIT:
@@ -138,15 +182,19 @@ def load_low_bit(folder: str | Path, kind: str, device: str | torch.device = "cp
     for name, module in list(model.base_model.named_modules()):
         if type(module) is not nn.Linear:
             continue
-        if module.in_features % LOW_BIT[kind].multiple:
+        if not LOW_BIT[kind].fits(module):
             left.append(name)
             continue
         model.base_model.set_submodule(name, LOW_BIT[kind].convert(module, device))
         replaced += 1
+    if not replaced:
+        raise ConfigError(
+            f"'{kind}' takes {LOW_BIT[kind].takes}; no linear layer of the model in {folder} is like that"
+        )
     if left:
         logger.warning(
-            "%d of %d linear layers stay in float: %s takes inputs in multiples of %d",
-            *(len(left), len(left) + replaced, kind, LOW_BIT[kind].multiple),
+            "%d of %d linear layers stay in float: %s takes %s",
+            *(len(left), len(left) + replaced, kind, LOW_BIT[kind].takes),
         )
     return model.to(device).requires_grad_(False)
 
@@ -162,6 +210,7 @@ def require_low_bit(kind: str, device: torch.device) -> None:
     try:
         with torch.no_grad():
             given = nn.Linear(2 * BLOCK, BLOCK)
+            given.weight[:, ::2] = 0  # one kind takes no other
             found = LOW_BIT[kind].convert(given, device)(torch.ones(3, 2 * BLOCK, device=device))
         assert found.isfinite().all()
     except Exception as error:  # of the packages, of missing kernels, and of devices that are not there

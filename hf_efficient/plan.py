@@ -21,6 +21,7 @@ OPTIMIZATIONS = {
     "length_batching": "hf_efficient.optimizations.length_batching:LengthBatching",
     "optimizer": "hf_efficient.optimizations.optimizer:Optimizer",
     "precision": "hf_efficient.optimizations.precision:Precision",
+    "pruning": "hf_efficient.optimizations.pruning:Pruning",
     "quantization": "hf_efficient.optimizations.quantization:Quantization",
     "structured_pruning": "hf_efficient.optimizations.structured_pruning:StructuredPruning",
     "vocabulary_trimming": "hf_efficient.optimizations.vocabulary_trimming:VocabularyTrimming",

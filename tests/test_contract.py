@@ -84,6 +84,18 @@ def fewer_tokens(before: Any, after: Any) -> bool:
     return rows == [VOCABULARY, 32] and saved.vocab_size == 32
 
 
+def half_zeros(before: Any, after: Any) -> bool:
+    """Half of the weights of linear layers in the saved model's blocks are zero, none were before."""
+
+    def shares(model: Any) -> list[float]:
+        inside = [module for blocks in model.modules() if isinstance(blocks, torch.nn.ModuleList) for module in blocks]
+        layers = [layer for block in inside for layer in block.modules() if isinstance(layer, torch.nn.Linear)]
+        return [(layer.weight == 0).float().mean().item() for layer in layers]
+
+    saved = type(after.model).from_pretrained(after.finished)
+    return set(shares(before.model)) == {0.0} and set(shares(saved)) == {0.5}
+
+
 def few_weights(before: Any, after: Any) -> bool:
     """Groups of eight weights of every linear layer hold at most 15 values each, those of a plain training do not."""
 
@@ -189,6 +201,11 @@ ROWS = {
         tolerance={"rtol": 1e-3, "atol": 1e-4},  # one code of 256 may round the other way
     ),
     "precision": Row({"dtype": "bf16"}, {"dtype": "fp32"}, computes_in_bf16, tolerance={"rtol": 0.05, "atol": 0.02}),
+    "pruning": Row(
+        {"method": "movement", "sparsity": 0.5, "end": 0.75, "every": 2},
+        {"sparsity": 0.0},
+        half_zeros,
+    ),
     "quantization": Row(
         {"scheme": "int4", "group_size": 8, "start": 0.25},
         {"start": 1.0},

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from hf_efficient import ConfigError
+from hf_efficient import ConfigError, low_bit
+from hf_efficient.functional.masks import least_in_groups
 from hf_efficient.low_bit import GROUP, LOW_BIT, load_low_bit, require_low_bit
 from hf_efficient.pretrained import class_of
-from tests.exports import CASES
+from tests.exports import CASES, widened
 from tests.optimizations.test_structured_pruning import train, trainer
+from tests.tasks.conftest import tiny_checkpoint
 
 MAY_DIFFER = {"bitsandbytes-int8": 0.1, "torchao-int8": 0.05}
 """Share of the greatest logit; four bits move them by more."""
@@ -50,7 +52,7 @@ def test_computes_nearly_the_same(kind: str, tmp_path: Path, caplog: pytest.LogC
     model = load_low_bit(folder, kind)
     plain = class_of(folder).from_pretrained(folder).eval()
     linear = [module for module in plain.base_model.modules() if type(module) is nn.Linear]
-    fit = [module for module in linear if module.in_features % LOW_BIT[kind].multiple == 0]
+    fit = [module for module in linear if LOW_BIT[kind].fits(module)]
     assert low_bit_layers(model) == len(fit)
     assert (f"{len(linear) - len(fit)} of {len(linear)} linear layers stay in float" in caplog.text) == (fit != linear)
     with torch.no_grad():
@@ -79,8 +81,6 @@ def test_a_cut_model_keeps_its_shape(tmp_path: Path) -> None:
 def test_groups_that_do_not_fit_stay_in_float(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     if not runs_here("torchao-int4"):
         pytest.skip("torchao-int4 does not work here")
-    from tests.tasks.conftest import tiny_checkpoint
-
     folder = tiny_checkpoint(tmp_path / "model", hidden_size=GROUP, intermediate_size=GROUP + 8)
     caplog.set_level(logging.WARNING)
     model = load_low_bit(folder, "torchao-int4")
@@ -98,6 +98,25 @@ def test_refusals(tmp_path: Path) -> None:
     if not torch.cuda.is_available() and importlib.util.find_spec("torchao"):
         with pytest.raises(ConfigError, match=r"'torchao-int8' does not work on cuda here .*use another of"):
             load_low_bit(tmp_path, "torchao-int8", "cuda")
+    with pytest.raises(ConfigError, match=r"'sparse24' does not work on cpu here .*Only CUDA"):
+        load_low_bit(tmp_path, "sparse24")
+
+
+def test_sparse_weights_are_told_from_others() -> None:
+    linear, fits = nn.Linear(64, 32), LOW_BIT["sparse24"].fits
+    assert not fits(linear)
+    linear.weight.data.masked_fill_(least_in_groups(linear.weight.abs(), 2, 4), 0)
+    assert fits(linear)
+    linear.weight.data[-1, -4:] = 1
+    assert not fits(linear)
+    assert not fits(nn.Linear(32, 32))
+
+
+def test_no_layer_of_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(low_bit, "require_low_bit", lambda kind, device: None)
+    folder, _ = saved(tmp_path / "model")
+    with pytest.raises(ConfigError, match="'sparse24' takes weights of which two in every four are zero"):
+        load_low_bit(folder, "sparse24")
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,12 +126,31 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", LOW_BIT)
+@pytest.mark.parametrize("kind", [kind for kind in LOW_BIT if kind != "sparse24"])
 def test_on_a_gpu(kind: str, tmp_path: Path) -> None:
     folder, batch = saved(tmp_path / "model")
     model = load_low_bit(folder, kind, "cuda")
     with torch.no_grad():
         assert model(**{name: value.cuda() for name, value in batch.items()}).logits.isfinite().all()
+
+
+@pytest.mark.gpu
+def test_sparse_weights_on_a_gpu(tmp_path: Path) -> None:
+    """What two of four weights say on sparse tensor cores, they say on dense ones."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("no sparse tensor cores here")
+    folder = tiny_checkpoint(tmp_path / "model", hidden_size=64, intermediate_size=128)
+    model = widened(class_of(folder).from_pretrained(folder))
+    for module in model.bert.encoder.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data.masked_fill_(least_in_groups(module.weight.abs(), 2, 4), 0)
+    model.save_pretrained(folder)
+    sparse = load_low_bit(folder, "sparse24", "cuda")
+    assert low_bit_layers(sparse) == 6
+    inputs = torch.arange(6, device="cuda").reshape(2, 3)
+    with torch.no_grad():
+        found, expected = sparse(inputs).logits, model.cuda()(inputs).logits
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 @pytest.mark.parametrize("target", ["torchao-int8", "torchao-int4"])
@@ -121,7 +159,6 @@ def test_what_was_trained_for_it_is_kept(target: str, tmp_path: Path) -> None:
         pytest.skip(f"{target} does not work here")
     from hf_efficient.optimizations.quantization import TARGETS
     from hf_efficient.rounding import Rounding
-    from tests.tasks.conftest import tiny_checkpoint
 
     folder = tiny_checkpoint(tmp_path / "model", hidden_size=GROUP, intermediate_size=2 * GROUP)
     model = class_of(folder).from_pretrained(folder).eval()
