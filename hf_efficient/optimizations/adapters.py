@@ -40,7 +40,7 @@ class Adapters(Optimization):
 
     name = "adapters"
     order = Order.ADAPTER
-    conflicts = frozenset({"quantization", "structured_pruning"})
+    conflicts = frozenset({"pruning", "quantization", "structured_pruning", "weight_fusion"})
 
     def __post_init__(self) -> None:
         if self.rank < 1:
