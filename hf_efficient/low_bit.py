@@ -125,8 +125,9 @@ def _has_2_of_4(linear: nn.Linear) -> bool:
     return bool((linear.weight.reshape(-1, 4).ne(0).sum(1) <= 2).all())
 
 
-def _multiple(inputs: int) -> Callable[[nn.Linear], bool]:
-    return lambda linear: linear.in_features % inputs == 0
+def _in_multiples(of: int) -> tuple[Callable[[nn.Linear], bool], str]:
+    """Which layers a kind takes whose blocks must fill a row, and the same in words."""
+    return lambda linear: linear.in_features % of == 0, f"inputs in multiples of {of}"
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,10 @@ class LowBit:
 
 LOW_BIT = {
     "bitsandbytes-int8": LowBit("bitsandbytes", _bitsandbytes_int8),
-    "bitsandbytes-fp4": LowBit("bitsandbytes", _bitsandbytes_4bit("fp4")),
-    "bitsandbytes-nf4": LowBit("bitsandbytes", _bitsandbytes_4bit("nf4")),
+    "bitsandbytes-fp4": LowBit("bitsandbytes", _bitsandbytes_4bit("fp4"), *_in_multiples(BLOCK)),
+    "bitsandbytes-nf4": LowBit("bitsandbytes", _bitsandbytes_4bit("nf4"), *_in_multiples(BLOCK)),
     "torchao-int8": LowBit("torchao", _torchao(8)),
-    "torchao-int4": LowBit("torchao", _torchao(4), _multiple(GROUP), f"inputs in multiples of {GROUP}"),
+    "torchao-int4": LowBit("torchao", _torchao(4), *_in_multiples(GROUP)),
     "sparse24": LowBit(
         "torch",
         _sparse24,

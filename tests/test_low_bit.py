@@ -11,11 +11,12 @@ from torch import nn
 
 from hf_efficient import ConfigError, low_bit
 from hf_efficient.functional.masks import least_in_groups
-from hf_efficient.low_bit import GROUP, LOW_BIT, load_low_bit, require_low_bit
+from hf_efficient.low_bit import BLOCK, GROUP, LOW_BIT, load_low_bit, require_low_bit
 from hf_efficient.pretrained import class_of
 from tests.exports import CASES, widened
 from tests.optimizations.test_structured_pruning import train, trainer
 from tests.tasks.conftest import tiny_checkpoint
+from tests.tiny import text_model
 
 MAY_DIFFER = {"bitsandbytes-int8": 0.1, "torchao-int8": 0.05}
 """Share of the greatest logit; four bits move them by more."""
@@ -34,7 +35,7 @@ def runs_here(kind: str) -> bool:
 def saved(folder: Path) -> tuple[str, Any]:
     """A model whose layers are wide enough for groups, and a batch for it."""
     case = CASES["text"]
-    case.model().save_pretrained(folder)
+    widened(text_model(num_hidden_layers=2, hidden_size=BLOCK, intermediate_size=2 * BLOCK)).save_pretrained(folder)
     return str(folder), case.collate(case.examples()[:8])
 
 
@@ -59,7 +60,7 @@ def test_computes_nearly_the_same(kind: str, tmp_path: Path, caplog: pytest.LogC
         found, expected = model(**batch).logits, plain(**batch).logits
     assert "will be cast" not in caplog.text
     apart = (found - expected).abs().max() / expected.abs().max()
-    assert 0 < apart < MAY_DIFFER.get(kind, 0.5)
+    assert 0 < apart < MAY_DIFFER.get(kind, 0.7)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
