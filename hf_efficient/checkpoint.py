@@ -112,7 +112,8 @@ class ManifestQuantizer(HfQuantizer):
         manifest = cast(ManifestConfig, self.quantization_config)
         _set_shapes(model.config, manifest.modules)
         if manifest.codebooks:
-            model._weight_conversions = [one for one in model._weight_conversions if not _is_expansion(one)]
+            conversions = cast(list[Any], model._weight_conversions)
+            model._weight_conversions = [one for one in conversions if not _is_expansion(one)]  # type: ignore[assignment]
         del model.hf_quantizer
         del model.quantization_method
         model.is_quantized = False  # type: ignore[assignment]

@@ -211,7 +211,7 @@ ROWS = {
         fused_weights,
         {"dense_epochs": 2},
         distributed={"dense_epochs": 6},  # plain gradient descent needs longer until there is something to merge
-        tolerance={"rtol": 1e-3, "atol": 0.05},  # a weight near the middle of two clusters may go to either
+        tolerance={"rtol": 1e-3, "atol": 1e-3},  # as for structured_pruning
     ),
 }
 

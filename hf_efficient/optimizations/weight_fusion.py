@@ -209,7 +209,7 @@ def _matrices(model: "nn.Module", bits: int, embeddings: bool) -> dict[str, nn.P
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding) or (not embeddings and id(module.weight) in tables):
             continue
-        weight = module.weight
+        weight: Any = module.weight
         if packed_bytes(weight.numel(), bits, weight.itemsize) < weight.nbytes:
             found.setdefault(id(weight), (f"{path}.weight", weight))
     return dict(found.values())
