@@ -61,6 +61,7 @@ _PUBLIC = {
     "StructuredPruning": "optimizations.structured_pruning",
     "Task": "task",
     "VocabularyTrimming": "optimizations.vocabulary_trimming",
+    "WeightFusion": "optimizations.weight_fusion",
     "build": "checkpoint",
     "efficient": "trainer",
     "exported_pipeline": "exported",
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.pruning import Pruning as Pruning
     from hf_efficient.optimizations.structured_pruning import StructuredPruning as StructuredPruning
     from hf_efficient.optimizations.vocabulary_trimming import VocabularyTrimming as VocabularyTrimming
+    from hf_efficient.optimizations.weight_fusion import WeightFusion as WeightFusion
     from hf_efficient.plan import Plan as Plan
     from hf_efficient.recipe import Recipe as Recipe
     from hf_efficient.report import Report as Report

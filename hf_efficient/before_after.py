@@ -1,6 +1,7 @@
 """The report of one `train()`: the model as it was before optimizations changed it, and as it came out."""
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_utils import TrainOutput
@@ -29,7 +30,9 @@ class BeforeAfter:
 
     def report(self, plan: "Plan", dense: TrainOutput | None, main: TrainOutput) -> Report | None:
         """None where measuring is off, on other processes, and where the model could not be measured."""
-        after = self._snapshot()  # on every process, though only the main one has a `before`: they evaluate together
+        packed = self.trainer.finished if plan.overriding("pack") else None
+        # On every process, though only the main one has a `before`: they evaluate together
+        after = self._snapshot(packed)
         if not self.before or not after:
             return None
         phases = {name: output for name, output in (("dense", dense), ("main", main)) if output is not None}
@@ -44,14 +47,14 @@ class BeforeAfter:
             notes=["Metrics on evaluation data." if after[1] else "No evaluation data: no metrics."],
         )
 
-    def _snapshot(self) -> tuple[Measurement, dict[str, float]] | None:
+    def _snapshot(self, folder: Path | None = None) -> tuple[Measurement, dict[str, float]] | None:
         if not self.seconds:
             return None
         metrics = self._metrics()  # on every process
         measurement = None
         if self.trainer.is_world_process_zero():
             try:
-                measurement = self._measurement()
+                measurement = self._measurement(folder)
             except Exception as error:  # a finished training is worth more than its report
                 logger.warning("the model could not be measured (%s: %s)", type(error).__name__, error)
         self.trainer.accelerator.wait_for_everyone()
@@ -65,13 +68,13 @@ class BeforeAfter:
             return {}
         return plain_metrics(self.trainer.predict(dataset, metric_key_prefix="test").metrics or {}, "test")
 
-    def _measurement(self) -> Measurement:
+    def _measurement(self, folder: Path | None) -> Measurement:
         trainer = self.trainer
         dataset = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
         dataset = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
         examples = trainer.examples(dataset, EXAMPLES)
         timing = measure(TorchRuntime(trainer.model), examples, trainer.collate, repeats=1, seconds=self.seconds)
-        return Measurement.of(timing, trainer.model)
+        return Measurement.of(timing, trainer.model, folder)
 
 
 def plain_metrics(values: dict[str, float], prefix: str) -> dict[str, float]:

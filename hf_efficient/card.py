@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.modelcard import TASK_MAPPING
 from transformers.pipelines import SUPPORTED_TASKS
 
-from hf_efficient.checkpoint import shapes_of
+from hf_efficient.checkpoint import manifest_of
 from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.files import write_text
 from hf_efficient.hub import CARD, LOCAL, hub_id, is_local_path, without_paths
@@ -229,13 +229,21 @@ def _loading(folder: Path, config: PreTrainedConfig | None, task: str | None) ->
         library = f"from transformers import {loader}{', pipeline' if has_pipeline else ''}"
         call = f'{loader}.from_pretrained("{MODEL}")'
     code = [library, ""]
-    if shapes_of(config):
-        code = ["import hf_efficient  # the layers have sizes of their own, which this reads", *code]
+    if (reason := _own_format(config)) is not None:
+        code = [f"import hf_efficient  # {reason}, which this reads", *code]
     code.append(f"model = {call}")
     if has_pipeline:
         code.append(f'predict = pipeline("{task}", model="{MODEL}")  # with the preprocessing')
     lines = ["## How to load it", "", "The name on the Hub, or the folder of this card:", "", "```python", *code, "```"]
-    return "\n".join([*lines, "", "`pip install hf-efficient` first."] if shapes_of(config) else lines)
+    return "\n".join([*lines, "", "`pip install hf-efficient` first."] if reason is not None else lines)
+
+
+def _own_format(config: PreTrainedConfig) -> str | None:
+    """What only our loader reads in a model's folder; None where any does."""
+    manifest = manifest_of(config)
+    if manifest is not None and manifest.codebooks:
+        return "weights are indices into codebooks"
+    return "the layers have sizes of their own" if manifest is not None and manifest.modules else None
 
 
 def _training(report: Report, about: About) -> str:

@@ -22,7 +22,8 @@ Where its methods stand in the training of one phase (stock events abridged)::
                 on_step_end                       state_dict() goes into every checkpoint
             on_epoch_end
         on_train_end
-        model = finalize(model)                   then evaluated and saved as final/
+        model = finalize(model)                   then evaluated and saved
+        pack(folder)                              its files, before they are put in place as final/
         describe()                                for the report
 """
 
@@ -226,6 +227,9 @@ class Optimization(TrainerCallback):
         """The finished model, after the phase's last step."""
         return model
 
+    def pack(self, folder: Path) -> None:
+        """Write the finished model's files in ``folder`` in a smaller form, on the main process."""
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that a resumed training needs."""
         return {}
@@ -267,6 +271,7 @@ EFFICIENT_METHODS = (
     "choose_optimizer",
     "loss",
     "finalize",
+    "pack",
 )
 
 

@@ -93,7 +93,7 @@ def train_phases(
         with _active(trainer, main):
             output = _run(trainer, main, start, stock_train)
             _finish(trainer, plan)
-            save_final(trainer, main.folder)
+            save_final(trainer, main.folder, plan)
             trainer.finished = main.folder / FINAL
             trainer.report = comparison.report(plan, dense_output, output)
             write_final_card(trainer)
@@ -252,13 +252,18 @@ def _finish(trainer: Any, plan: Plan) -> None:
         trainer.evaluate()
 
 
-def save_final(trainer: Any, folder: Path) -> None:
-    """The phase's finished model in `<folder>/final`, all of it or nothing, and fit to be given away."""
+def save_final(trainer: Any, folder: Path, plan: Plan | None = None) -> None:
+    """The phase's finished model in `<folder>/final`, all of it or nothing, and fit to be given away.
+
+    Args:
+        plan: the optimizations that may pack its files.
+    """
     target = folder / FINAL
     writing = atomic_folder(target) if trainer.args.should_save else contextlib.nullcontext(target)
     with writing as path:  # every process takes part: sharded weights have to be gathered
         trainer.save_model(str(path), _internal_call=True)
         if trainer.args.should_save:
+            (plan or Plan()).pack(path)
             remove_local_names(path)
     trainer.accelerator.wait_for_everyone()
 

@@ -3,6 +3,7 @@
 import copy
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_efficient.errors import ConfigError, ConflictError, unknown
@@ -25,6 +26,7 @@ OPTIMIZATIONS = {
     "quantization": "hf_efficient.optimizations.quantization:Quantization",
     "structured_pruning": "hf_efficient.optimizations.structured_pruning:StructuredPruning",
     "vocabulary_trimming": "hf_efficient.optimizations.vocabulary_trimming:VocabularyTrimming",
+    "weight_fusion": "hf_efficient.optimizations.weight_fusion:WeightFusion",
 }
 """Name -> where the class lives. Strings, so that the core imports no instance and optional packages stay optional."""
 
@@ -133,6 +135,10 @@ class Plan:
         for optimization in self:
             model = optimization.finalize(model)
         return model
+
+    def pack(self, folder: Path) -> None:
+        for optimization in self:
+            optimization.pack(folder)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         return {optimization.name: optimization.state_dict() for optimization in self}

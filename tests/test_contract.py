@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments, NoEffectWarning
@@ -115,6 +116,15 @@ def thin_difference(before: Any, after: Any) -> bool:
     old, new = before.model.state_dict(), after.model.state_dict()
     moved = torch.linalg.matrix_rank(new[name] - old[name], rtol=1e-3)
     return moved.item() == 2 and torch.equal(new[table], old[table])
+
+
+def fused_weights(before: Any, after: Any) -> bool:
+    """A quarter of the features is gone; every matrix is stored in 4 bits, but for those too small to gain by it."""
+    saved = load_file(after.finished / "model.safetensors").values()
+    dense, packed = ([t.numel() for t in saved if (t.dtype == torch.uint8) == small] for small in (False, True))
+    kept, all_weights = (sum(p.numel() for p in one.model.parameters()) for one in (after, before))
+    features = sum(m.out_features for n, m in after.model.named_modules() if n.endswith(("intermediate.dense", "fc1")))
+    return kept < all_weights and features == 72 and 2 * sum(packed) > 0.7 * kept and sum(dense) < 0.3 * kept
 
 
 def computes_in_bf16(before: Any, after: Any) -> bool:
@@ -222,6 +232,14 @@ ROWS = {
         tolerance={"rtol": 1e-3, "atol": 1e-3},
     ),
     "vocabulary_trimming": Row({"size": 32}, {"min_count": 0}, fewer_tokens, idle_on=("vision",)),
+    "weight_fusion": Row(
+        {"merge": 0.25, "cluster": 4, "start": 0.25},
+        {},
+        fused_weights,
+        {"dense_epochs": 2},
+        distributed={"dense_epochs": 6},  # plain gradient descent needs longer until there is something to merge
+        tolerance={"rtol": 1e-3, "atol": 1e-3},  # as for structured_pruning
+    ),
 }
 
 

@@ -44,6 +44,7 @@ INSTANCES = {
         "blocks",
         "calibration",
         "capture",
+        "checkpoint",
         "cutting",
         "errors",
         "functional",

@@ -28,15 +28,17 @@ FRACTIONS = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 1 / 32)
 """Shares of a sublayer's units that may be kept."""
 MEASURED = (1 / 2, 1 / 4, 1 / 8, 1 / 32)
 """Those whose error is measured; in between it is interpolated."""
+WIDE, WIDTH_STEP = 256, 16
+"""From this number of units on, widths are multiples of that step: kernels like them."""
 
 
 def levels(units: int) -> list[int]:
-    """Numbers of units that may be kept, the greatest first; wide ones are multiples of 16, as kernels like them."""
+    """Numbers of units that may be kept, the greatest first."""
     return sorted({_rounded(units, share) for share in FRACTIONS}, reverse=True)
 
 
 def _rounded(units: int, share: float) -> int:
-    step = 16 if units >= 256 else 1
+    step = WIDTH_STEP if units >= WIDE else 1
     return max(1, round(units * share / step) * step or step)
 
 

@@ -1,7 +1,7 @@
 """The shape of a cut: which layers and which of their units stay; making the cut, and repairing what is left."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,7 +22,7 @@ from hf_efficient.cutting.observation import Batches, Key, moments_towards
 from hf_efficient.functional.structured import repaired
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainingArguments
 
 RIDGE = 0.01
 """Pull of a repaired projection towards its old weights, relative to the mean square of its inputs."""
@@ -109,6 +109,19 @@ def repair(
                 output.weight.data.copy_(weight)
                 if output.bias is not None:
                     output.bias.data.copy_(bias)
+
+
+def applied_alike(model: "PreTrainedModel", shape: Shape, apply: Callable[[], None], args: "TrainingArguments") -> None:
+    """``apply`` a cut and its repair on the main process, and hand the others its weights: they must train the very
+    same model."""
+    if args.process_index == 0:
+        apply()
+    else:
+        cut(model, shape)
+    if args.world_size > 1:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                torch.distributed.broadcast(parameter.data, 0)
 
 
 def cut_copy(model: "PreTrainedModel", shape: Shape) -> "PreTrainedModel":

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,10 +12,9 @@ from hf_efficient.errors import ConfigError
 from hf_efficient.optimization import Context, Optimization, Order
 from hf_efficient.runtimes import require_packages
 
-if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
-
 ADAPTER = "default"
+Layer = Any
+"""`LoraLayer` of peft, which is a module too, and not typed as one."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -53,7 +52,7 @@ class Adapters(Optimization):
 
     def reset(self) -> None:
         self._kept: dict[str, dict[str, torch.Tensor]] = {}
-        self._layers: dict[str, LoraLayer] = {}
+        self._layers: dict[str, Layer] = {}
         self._trained: dict[str, bool] = {}
         self._described: dict[str, Any] = {}
 
@@ -123,7 +122,7 @@ class Adapters(Optimization):
             peft.inject_adapter_in_model(config, base, ADAPTER)
         del base.peft_config  # the mark of adapters that stay, which these do not
 
-    def _load(self, layer: "LoraLayer", state: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load(self, layer: Layer, state: dict[str, Any], prefix: str, *args: Any) -> None:
         """Weights of a checkpoint: of the best one they become the layer's, with an adapter that adds nothing. Where
         training resumes, the layer and its adapter are in place.
         """
@@ -168,7 +167,7 @@ class Adapters(Optimization):
         return dict(self._described)
 
 
-def _adapted(model: nn.Module) -> Iterator[tuple[str, "LoraLayer"]]:
+def _adapted(model: nn.Module) -> Iterator[tuple[str, Layer]]:
     from peft.tuners.lora import LoraLayer
 
     for path, module in model.named_modules():
@@ -177,14 +176,14 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, "LoraLayer"]]:
 
 
 @torch.no_grad()
-def _restore(layer: "LoraLayer", values: dict[str, torch.Tensor]) -> None:
+def _restore(layer: Layer, values: dict[str, torch.Tensor]) -> None:
     own = dict(layer.named_parameters())
     for name, value in values.items():
         own[name].copy_(value)
 
 
 @torch.no_grad()
-def _merged_weight(layer: Any) -> torch.Tensor:
+def _merged_weight(layer: Layer) -> torch.Tensor:
     """What the layer multiplies by, (out, in)."""
     base = layer.get_base_layer().weight
     if hasattr(base, "quant_state"):
@@ -197,7 +196,7 @@ def _merged_weight(layer: Any) -> torch.Tensor:
     return merged
 
 
-def _merged(layer: Any) -> nn.Linear:
+def _merged(layer: Layer) -> nn.Linear:
     base, weight = layer.get_base_layer(), _merged_weight(layer).float()
     linear = nn.Linear(base.in_features, base.out_features, base.bias is not None, device=weight.device)
     linear.weight = nn.Parameter(weight)
@@ -206,7 +205,7 @@ def _merged(layer: Any) -> nn.Linear:
     return linear.train(base.training)
 
 
-def _merged_state(layer: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _merged_state(layer: Layer, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     """Put the layer into a state dict under its own name, as if it had never been adapted."""
     bias = state.get(f"{prefix}base_layer.bias")
     for name in [name for name in state if name.startswith((f"{prefix}base_layer.", f"{prefix}lora_"))]:

@@ -4,12 +4,10 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from hf_efficient.blocks import LayerStack, layer_stacks, layers_of
 from hf_efficient.calibration import require_trained
 from hf_efficient.cutting.search import Search, all_units
-from hf_efficient.cutting.shape import Shape, cut, fits
+from hf_efficient.cutting.shape import Shape, applied_alike, cut, fits
 from hf_efficient.cutting.target import TARGETS, Target, reach
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.optimization import Context, Optimization, Order
@@ -143,7 +141,10 @@ class StructuredPruning(Optimization):
         if _is_whole(model, shape):
             warnings.warn(f"structured_pruning ({self._wish()}) keeps the whole model", NoEffectWarning, 2)
         elif not fits(model, shape):  # else: cut already, loaded from a checkpoint
-            cut(model, shape) if self._restored or not self.repair else _repaired_alike(model, shape, search, context)
+            if self._restored or not self.repair:
+                cut(model, shape)
+            else:
+                applied_alike(model, shape, lambda: search().apply(model, shape), context.args)
         return model
 
     def _wish(self) -> str:
@@ -210,15 +211,3 @@ class _Lazily:
 
 def _is_whole(model: Any, shape: Shape) -> bool:
     return shape.layers == Shape.of(model).layers and fits(model, shape)
-
-
-def _repaired_alike(model: Any, shape: Shape, search: _Lazily, context: Context) -> None:
-    """Cut and repair on the main process, and hand the others its weights: they must train the very same model."""
-    if context.args.process_index == 0:
-        search().apply(model, shape)
-    else:
-        cut(model, shape)
-    if context.args.world_size > 1:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                torch.distributed.broadcast(parameter.data, 0)

@@ -146,7 +146,7 @@ def test_kill_between_measuring_and_cutting(tmp_path: Path, monkeypatch: pytest.
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(structured_pruning, "_repaired_alike", die)
+        patch.setattr(structured_pruning, "applied_alike", die)
         with pytest.raises(Killed):
             train(trainer(tmp_path / "killed", **settings))
     assert (tmp_path / "killed" / "decisions" / "structured_pruning.json").is_file()
