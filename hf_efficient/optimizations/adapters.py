@@ -115,7 +115,7 @@ class Adapters(Optimization):
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # a factor, whatever its annotation says
             lora_dropout=self.dropout,
             use_dora=self.dora,
-            target_modules=targets,
+            target_modules=sorted(targets),
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft reads the old name
@@ -201,7 +201,7 @@ def _merged(layer: Layer) -> nn.Linear:
     linear = nn.Linear(base.in_features, base.out_features, base.bias is not None, device=weight.device)
     linear.weight = nn.Parameter(weight)
     if base.bias is not None:
-        linear.bias = nn.Parameter(base.bias.detach())
+        linear.bias = nn.Parameter(base.bias.detach().float())  # 4-bit layers cast it to what they compute in
     return linear.train(base.training)
 
 
@@ -212,4 +212,4 @@ def _merged_state(layer: Layer, state: dict[str, Any], prefix: str, metadata: An
         del state[name]
     state[f"{prefix}weight"] = _merged_weight(layer)
     if bias is not None:
-        state[f"{prefix}bias"] = bias
+        state[f"{prefix}bias"] = bias.to(state[f"{prefix}weight"])
