@@ -22,21 +22,23 @@ TARGETS = {"clothing_small": (">= 99", ">= 4")}
 
 def body(bench: Bench) -> None:
     for name in NAMES:
-        row = ROWS[name]
-        found = bench.cell({"row": name}, lambda: compressed(bench, row))  # noqa: B023
-        task = get_task(row.load().task)
-        before, after = found["before"], found["after"]
-        metric = task.main_metric
-        kept, throughput = TARGETS.get(name, ("", ""))
-        bench.claim(f"{name}_before", before[metric], f"{metric} on test data, trained")
-        if task.greater_is_better:
-            bench.claim(f"{name}_kept", 100 * after[metric] / before[metric], f"% of {metric} kept", kept)
-        else:
-            bench.claim(f"{name}_after", after[metric], f"{metric} on test data, compressed")
-        bench.claim(f"{name}_throughput", found["throughput"], "examples/s at batch 32, ours / eager fp32", throughput)
-        bench.claim(f"{name}_latency", found["latency"], "ms for one example, eager fp32 / ours")
-        bench.claim(f"{name}_size", found["size"], "bytes on disk, trained / ours")
-        bench.notes.append(f"{name} is shipped in {found['runtime']}.")
+        claims(bench, name, bench.cell({"row": name}, lambda: compressed(bench, ROWS[name])))  # noqa: B023
+
+
+def claims(bench: Bench, name: str, found: dict[str, Any]) -> None:
+    task = get_task(ROWS[name].load().task)
+    before, after = found["before"], found["after"]
+    metric = task.main_metric
+    kept, throughput = TARGETS.get(name, ("", ""))
+    bench.claim(f"{name}_before", before[metric], f"{metric} on test data, trained")
+    if task.greater_is_better:
+        bench.claim(f"{name}_kept", 100 * after[metric] / before[metric], f"% of {metric} kept", kept)
+    else:
+        bench.claim(f"{name}_after", after[metric], f"{metric} on test data, compressed")
+    bench.claim(f"{name}_throughput", found["throughput"], "examples/s at batch 32, ours / eager fp32", throughput)
+    bench.claim(f"{name}_latency", found["latency"], "ms for one example, eager fp32 / ours")
+    bench.claim(f"{name}_size", found["size"], "bytes on disk, trained / ours")
+    bench.notes.append(f"{name} is shipped in {found['runtime']}.")
 
 
 def compressed(bench: Bench, row: Row) -> dict[str, Any]:
