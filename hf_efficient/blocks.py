@@ -263,6 +263,19 @@ def layer_stacks(model: "PreTrainedModel") -> tuple[LayerStack, ...]:
     return tuple(one for one in FAMILIES[family] if one.stable in (None, getattr(config, "do_stable_layer_norm", None)))
 
 
+def require_heads_can_go(model: "PreTrainedModel", name: str, setting: str, value: float) -> None:
+    """Refuse to take heads away, as the ``setting`` of the optimization ``name`` asks, where none can go.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    for stack in layer_stacks(model):
+        if stack.heads_stay:
+            raise ConfigError(
+                f"{name}.{setting}={value:g}: no head of this model can go, because {stack.heads_stay}; drop {setting}"
+            )
+
+
 def layers_of(model: "PreTrainedModel", stack: LayerStack) -> nn.ModuleList:
     """The live `nn.ModuleList` of ``stack`` in ``model``."""
     return model.base_model.get_submodule(stack.path)  # type: ignore[return-value]

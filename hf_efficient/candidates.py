@@ -80,7 +80,7 @@ class Candidate:
         settings = dict(self.settings)
         if self.quantizer is not None:
             weights = [model.get_parameter(f"{path}.weight").detach().numpy() for path in in_float]
-            ranges = list(trained_ranges(model))
+            ranges = list(trained_ranges(model)) if self.calibrated else []
             settings["quantizer"] = _QUANTIZERS[self.quantizer](self.int8, calibration, weights, ranges)
         made = exporter().export(model, dict(inputs), config(dynamic=True, **settings))
         if self.format == "onnx":

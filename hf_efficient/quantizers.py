@@ -62,9 +62,8 @@ def openvino_quantizer(config: Any, calibration: Any, in_float: Sequence[np.ndar
         def quantize(self, model: "openvino.Model", *args: Any, **kwargs: Any) -> Any:
             found = [(node.get_friendly_name(), constants) for node, constants in _openvino_products(model)]
             names = [name for name, constants in found if any(_is_one_of(constant, in_float) for constant in constants)]
-            self.config = dataclasses.replace(self.config, ignored_scope=nncf.IgnoredScope(names=names))
-            if ranges:
-                self.config = dataclasses.replace(self.config, **_as_trained(names))
+            settings = _as_trained(names) if ranges else {"ignored_scope": nncf.IgnoredScope(names=names)}
+            self.config = dataclasses.replace(self.config, **settings)
             made = super().quantize(model, *args, **kwargs)
             _set_ranges(made, {name: _range_of(constants, ranges) for name, constants in found})
             return made

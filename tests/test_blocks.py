@@ -24,6 +24,7 @@ from hf_efficient.blocks import (
 from hf_efficient.errors import ConfigError
 from hf_efficient.optimization import Context
 from hf_efficient.optimizations.structured_pruning import StructuredPruning
+from hf_efficient.optimizations.weight_fusion import WeightFusion
 
 LAYERS = 4
 _SPEECH = {"conv_dim": (8,), "conv_kernel": (4,), "conv_stride": (2,), "num_conv_pos_embeddings": 4} | {
@@ -215,6 +216,7 @@ def test_unknown_family_is_refused() -> None:
 
 @pytest.mark.parametrize("family", [name for name, stacks in FAMILIES.items() if stacks[0].heads_stay])
 def test_heads_that_must_stay_are_refused_with_the_reason(family: str) -> None:
-    pruning = StructuredPruning(keep_heads=0.5)
-    with pytest.raises(ConfigError, match=r"no head of this model can go, because .*(keys|position)"):
-        pruning.check(Context(args=TrainingArguments("out", use_cpu=True), model=model(family)))
+    context = Context(args=TrainingArguments("out", use_cpu=True), model=model(family))
+    for asking in (StructuredPruning(keep_heads=0.5), WeightFusion(merge_heads=0.5)):
+        with pytest.raises(ConfigError, match=r"no head of this model can go, because .*(keys|position)"):
+            asking.check(context)

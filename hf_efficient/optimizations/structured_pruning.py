@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_efficient.blocks import LayerStack, layer_stacks, layers_of
+from hf_efficient.blocks import LayerStack, layer_stacks, layers_of, require_heads_can_go
 from hf_efficient.calibration import require_trained
 from hf_efficient.cutting.search import Search, all_units
 from hf_efficient.cutting.shape import Shape, applied_alike, cut, fits
@@ -107,15 +107,12 @@ class StructuredPruning(Optimization):
                 "structured_pruning cannot cut a model that carries PEFT adapters; merge them first "
                 "(model = model.merge_and_unload())"
             )
+        if self.keep_heads not in (None, 1):
+            require_heads_can_go(model, self.name, "keep_heads", self.keep_heads)
         for stack in layer_stacks(model):
             self._check_stack(stack, len(layers_of(model, stack)))
 
     def _check_stack(self, stack: LayerStack, layers: int) -> None:
-        if stack.heads_stay and self.keep_heads not in (None, 1):
-            raise ConfigError(
-                f"structured_pruning.keep_heads={self.keep_heads:g}: no head of this model can go, because "
-                f"{stack.heads_stay}; drop keep_heads"
-            )
         asked = self.keep_layers
         needed = max(asked) + 1 if isinstance(asked, list) else asked or 0
         if needed > layers:

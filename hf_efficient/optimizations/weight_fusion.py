@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from hf_efficient.blocks import ATTENTION, FFN, layer_stacks
+from hf_efficient.blocks import ATTENTION, FFN, layer_stacks, require_heads_can_go
 from hf_efficient.calibration import require_trained
 from hf_efficient.checkpoint import pack_weights
 from hf_efficient.cutting.merging import Merges, find_merges, fold
@@ -88,6 +88,8 @@ class WeightFusion(Optimization):
             )
         if self._shares:
             layer_stacks(context.model)  # type: ignore[arg-type]
+        if self.merge_heads:
+            require_heads_can_go(context.model, self.name, "merge_heads", self.merge_heads)  # type: ignore[arg-type]
 
     def prepare_model(self, model: Any, context: Context) -> "nn.Module":
         self.check(Context(args=context.args, model=model))
