@@ -179,15 +179,7 @@ def load_low_bit(folder: str | Path, kind: str, device: str | torch.device = "cp
     device = torch.device(device)
     require_low_bit(kind, device)
     model = load_pretrained(class_of(folder), str(folder)).eval()
-    replaced, left = 0, []
-    for name, module in list(model.base_model.named_modules()):
-        if type(module) is not nn.Linear:
-            continue
-        if not LOW_BIT[kind].fits(module):
-            left.append(name)
-            continue
-        model.base_model.set_submodule(name, LOW_BIT[kind].convert(module, device))
-        replaced += 1
+    replaced, left = convert_layers(model.base_model, kind, device)
     if not replaced:
         raise ConfigError(
             f"'{kind}' takes {LOW_BIT[kind].takes}; no linear layer of the model in {folder} is like that"
@@ -198,6 +190,24 @@ def load_low_bit(folder: str | Path, kind: str, device: str | torch.device = "cp
             *(len(left), len(left) + replaced, kind, LOW_BIT[kind].takes),
         )
     return model.to(device).requires_grad_(False)
+
+
+def convert_layers(base: nn.Module, kind: str, device: torch.device) -> tuple[int, list[str]]:
+    """Put the linear layers of ``base`` that ``kind`` takes into low bits.
+
+    Returns:
+        how many they were, and the paths of those that stay in float.
+    """
+    replaced, left = 0, []
+    for name, module in list(base.named_modules()):
+        if type(module) is not nn.Linear:
+            continue
+        if not LOW_BIT[kind].fits(module):
+            left.append(name)
+            continue
+        base.set_submodule(name, LOW_BIT[kind].convert(module, device))
+        replaced += 1
+    return replaced, left
 
 
 def require_low_bit(kind: str, device: torch.device) -> None:

@@ -85,7 +85,7 @@ class Adapters(Optimization):
             )
         self._trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         if self.frozen != "float":
-            self._round(base, targets, context.args.device)
+            self._round(base, context.args.device)
         base.requires_grad_(False)
         self._inject(base, targets)
         self._layers = dict(_adapted(model))
@@ -97,15 +97,12 @@ class Adapters(Optimization):
         self._described = {"adapted_layers": len(self._layers), "rank": self.rank, "trained_parameters": trained}
         return model
 
-    def _round(self, base: nn.Module, targets: set[str], device: torch.device) -> None:
-        from hf_efficient.low_bit import LOW_BIT
+    def _round(self, base: nn.Module, device: torch.device) -> None:
+        from hf_efficient.low_bit import LOW_BIT, convert_layers
 
-        kind = LOW_BIT[self.frozen]
-        fit = [path for path in targets if kind.fits(base.get_submodule(path))]  # type: ignore[arg-type]
-        if not fit:
-            raise ConfigError(f"adapters.frozen={self.frozen} takes {kind.takes}; no layer here is like that")
-        for path in fit:
-            base.set_submodule(path, kind.convert(base.get_submodule(path), device))  # type: ignore[arg-type]
+        if not convert_layers(base, self.frozen, device)[0]:
+            takes = LOW_BIT[self.frozen].takes
+            raise ConfigError(f"adapters.frozen={self.frozen} takes {takes}; no layer here is like that")
 
     def _inject(self, base: nn.Module, targets: set[str]) -> None:
         import peft
