@@ -129,6 +129,19 @@ class Context:
             raise ConfigError(f"{path} is damaged ({error}); delete it to choose anew") from error
 
 
+def refuse_adapters(model: Any, cannot: str) -> None:
+    """Refuse a model that carries adapters of PEFT.
+
+    Args:
+        cannot: who cannot do what, as "pruning cannot set weights to zero under".
+
+    Raises:
+        ConfigError: it does carry some.
+    """
+    if hasattr(model, "peft_config"):
+        raise ConfigError(f"{cannot} PEFT adapters; merge them first (model = model.merge_and_unload())")
+
+
 class Optimization(TrainerCallback):
     """Base of all optimizations. Subclasses are `@dataclass(eq=False, kw_only=True)`: their fields are the settings.
 

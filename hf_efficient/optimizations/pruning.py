@@ -14,7 +14,7 @@ from torch import nn
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.functional.masks import MaskedWeight, cubic_ramp, least, least_in_groups, least_of_all
 from hf_efficient.functional.optimizer_state import embedding_parameters
-from hf_efficient.optimization import Context, Optimization, Order
+from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -89,11 +89,7 @@ class Pruning(Optimization):
         return DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
 
     def check(self, context: Context) -> None:
-        if hasattr(context.model, "peft_config"):
-            raise ConfigError(
-                "pruning cannot set weights to zero under PEFT adapters; merge them first "
-                "(model = model.merge_and_unload())"
-            )
+        refuse_adapters(context.model, "pruning cannot set weights to zero under")
 
     def prepare_model(self, model: nn.Module, context: Context) -> nn.Module:
         from accelerate.state import PartialState

@@ -10,7 +10,7 @@ from hf_efficient.cutting.search import Search, all_units
 from hf_efficient.cutting.shape import Shape, applied_alike, cut, fits
 from hf_efficient.cutting.target import TARGETS, Target, reach
 from hf_efficient.errors import ConfigError, NoEffectWarning
-from hf_efficient.optimization import Context, Optimization, Order
+from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,11 +102,7 @@ class StructuredPruning(Optimization):
         model: Any = context.model
         if model is None or self._asks_nothing:
             return
-        if hasattr(model, "peft_config"):
-            raise ConfigError(
-                "structured_pruning cannot cut a model that carries PEFT adapters; merge them first "
-                "(model = model.merge_and_unload())"
-            )
+        refuse_adapters(model, "structured_pruning cannot cut a model that carries")
         if self.keep_heads not in (None, 1):
             require_heads_can_go(model, self.name, "keep_heads", self.keep_heads)
         for stack in layer_stacks(model):

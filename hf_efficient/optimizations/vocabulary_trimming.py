@@ -21,7 +21,7 @@ from hf_efficient.functional.token_embeddings import (
     trim_token_embeddings,
 )
 from hf_efficient.functional.vocabulary import Vocabulary, choose, id_map, map_ids
-from hf_efficient.optimization import Context, Optimization, Order
+from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,11 +68,7 @@ class VocabularyTrimming(Optimization):
     def check(self, context: Context) -> None:
         if context.model is None or token_embeddings(context.model) is None:
             return
-        if hasattr(context.model, "peft_config"):
-            raise ConfigError(
-                "vocabulary_trimming cannot cut a model that carries PEFT adapters; merge them first "
-                "(model = model.merge_and_unload())"
-            )
+        refuse_adapters(context.model, "vocabulary_trimming cannot cut a model that carries")
         self._vocabulary(context.processor)
 
     def _vocabulary(self, tokenizer: Any) -> Vocabulary | None:

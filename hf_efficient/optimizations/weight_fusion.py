@@ -18,7 +18,7 @@ from hf_efficient.cutting.search import Search, all_units
 from hf_efficient.cutting.shape import Shape, applied_alike, cut, fits
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.functional.cluster import Tie, packed_bytes
-from hf_efficient.optimization import Context, Optimization, Order
+from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,11 +81,7 @@ class WeightFusion(Optimization):
     def check(self, context: Context) -> None:
         if context.model is None:
             return
-        if hasattr(context.model, "peft_config"):
-            raise ConfigError(
-                "weight_fusion cannot change a model that carries PEFT adapters; merge them first "
-                "(model = model.merge_and_unload())"
-            )
+        refuse_adapters(context.model, "weight_fusion cannot change a model that carries")
         if self._shares:
             layer_stacks(context.model)  # type: ignore[arg-type]
         if self.merge_heads:
