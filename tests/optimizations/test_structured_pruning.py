@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning
 from hf_efficient.cutting import costs
@@ -19,6 +19,7 @@ from hf_efficient.optimizations import structured_pruning
 from hf_efficient.optimizations.structured_pruning import StructuredPruning
 from hf_efficient.plan import build_optimizations
 from tests.exports import widened
+from tests.kill import assert_survives_a_kill
 from tests.test_parity import assert_same_tensors, build, train
 from tests.tiny import KINDS
 
@@ -134,28 +135,8 @@ def test_a_target_beyond_reach_names_the_best(tmp_path: Path, monkeypatch: pytes
 
 
 def test_kill_between_measuring_and_cutting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decision is on disk before the cut: after a restart the same cut is made, without measuring again."""
     settings: dict[str, Any] = {"keep_ffn": 0.5, "calibration_batches": 4}
-    whole = trainer(tmp_path / "whole", **settings)
-    train(whole)
-
-    class Killed(BaseException):
-        pass
-
-    def die(*args: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(structured_pruning, "applied_alike", die)
-        with pytest.raises(Killed):
-            train(trainer(tmp_path / "killed", **settings))
-    assert (tmp_path / "killed" / "decisions" / "structured_pruning.json").is_file()
-    with monkeypatch.context() as patch:
-        patch.setattr(StructuredPruning, "_choose", die)
-        again = trainer(tmp_path / "killed", **settings)
-        set_seed(0)
-        again.train(resume_from_checkpoint=True)
-    assert_same_tensors(dict(whole.model.state_dict()), dict(again.model.state_dict()))
+    assert_survives_a_kill(trainer, StructuredPruning, structured_pruning, tmp_path, monkeypatch, **settings)
 
 
 def test_named_layers_need_no_training(tmp_path: Path) -> None:

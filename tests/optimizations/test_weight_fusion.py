@@ -19,6 +19,7 @@ from hf_efficient.optimizations import weight_fusion
 from hf_efficient.optimizations.weight_fusion import WeightFusion
 from hf_efficient.plan import build_optimizations
 from tests.exports import widened
+from tests.kill import assert_survives_a_kill
 from tests.test_parity import assert_same_tensors, build, train
 from tests.tiny import KINDS, text_examples, text_model
 
@@ -213,24 +214,7 @@ def test_units_that_are_not_alike_stay(tmp_path: Path) -> None:
 
 def test_kill_between_choosing_and_merging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"merge": 0.25, "calibration_batches": 4}
-    whole = trainer(tmp_path / "whole", **settings)
-    train(whole)
-
-    class Killed(BaseException):
-        pass
-
-    def die(*args: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(weight_fusion, "applied_alike", die)
-        with pytest.raises(Killed):
-            train(trainer(tmp_path / "killed", **settings))
-    with monkeypatch.context() as patch:
-        patch.setattr(WeightFusion, "_choose", die)
-        again = trainer(tmp_path / "killed", **settings)
-        train(again, resume_from_checkpoint=True)
-    assert_same_tensors(dict(whole.model.state_dict()), dict(again.model.state_dict()))
+    assert_survives_a_kill(trainer, WeightFusion, weight_fusion, tmp_path, monkeypatch, **settings)
 
 
 def test_report_tells_the_packed_size(tmp_path: Path) -> None:
