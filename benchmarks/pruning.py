@@ -31,17 +31,19 @@ WAYS = {
 }
 TARGETS = {"movement_80": ">= 97", "2_of_4": ">= 99"}
 SPARSE = "2_of_4"
+DEVICE = str(torch.accelerator.current_accelerator() or "cpu")
 
 
 def body(bench: Bench) -> None:
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    full_models = []
     for seed in bench.seeds:
-        tuned(bench, seed)
+        full_models.append(whole(bench, seed))
         for way in WAYS:
             settings = {"seed": seed, "way": way, "epochs": EPOCHS, "rate": RATE, **WAYS[way]}
             found[way].append(bench.cell(settings, lambda seed=seed, way=way: pruned(bench, seed, way)))
     for way, cells in found.items():
-        kept = [100 * cell["pruned"] / cell["float"] for cell in cells]
+        kept = [100 * cell["accuracy"] / full["accuracy"] for full, cell in zip(full_models, cells, strict=True)]
         bench.claim(f"{way}_kept", kept, "% of the fine-tuned model's test accuracy", TARGETS.get(way, ""))
         bench.claim(f"{way}_zeros", [100 * cell["sparsity"] for cell in cells], "% of the weights of linear layers")
     speed(bench)
@@ -51,38 +53,47 @@ def model_of(bench: Bench, way: str) -> Path:
     return bench.cache / "pruning" / f"{way}{'-quick' if bench.quick else ''}"
 
 
+def whole(bench: Bench, seed: int) -> dict[str, Any]:
+    """Test accuracy of the fine-tuned model."""
+    tuned(bench, seed)
+    source = folder_of(bench, seed)
+
+    def compute() -> dict[str, Any]:
+        return {"accuracy": accuracy(bench, AutoModelForSequenceClassification.from_pretrained(source).to(DEVICE))}
+
+    return bench.cell({"seed": seed, "judged": "fine-tuned"}, compute, peer=True)
+
+
 def pruned(bench: Bench, seed: int, way: str) -> dict[str, Any]:
     length = {"max_steps": 20} if bench.quick else {"num_train_epochs": EPOCHS}
     optimizations = {**FAST, "distillation": {}, "pruning": WAYS[way]}
     source = str(folder_of(bench, seed))
-    found = {"float": accuracy(bench, AutoModelForSequenceClassification.from_pretrained(source))}
     with trainer(seed, model=source, learning_rate=RATE, optimizations=optimizations, **length) as made:
         made.train()
         with atomic_folder(model_of(bench, way)) as path:
             made.model.save_pretrained(path)
         told = next(one for one in made.optimizations if one.name == "pruning").describe()
-        return {**found, "pruned": accuracy(bench, made.model), "sparsity": told["sparsity"]}
+        return {"accuracy": accuracy(bench, made.model), "sparsity": told["sparsity"]}
 
 
 def speed(bench: Bench) -> None:
     """Claims about the 2:4 model on sparse tensor cores, or a note that there are none."""
-    device = str(torch.accelerator.current_accelerator() or "cpu")
     try:
-        require_low_bit("sparse24", torch.device(device))
+        require_low_bit("sparse24", torch.device(DEVICE))
     except ConfigError as error:
         bench.notes.append(f"Not timed: {error}.")
         return
-    found = bench.cell({"speed": SPARSE, "device": device}, lambda: alone(timed, bench, device))
+    found = bench.cell({"speed": SPARSE, "device": DEVICE}, lambda: alone(timed, bench))
     throughput = found["sparse"]["throughput"] / found["dense"]["throughput"]
     bench.claim(f"{SPARSE}_throughput", throughput, "examples/s at batch 32, sparse24 / eager bf16")
     latency = found["dense"]["latency_ms"] / found["sparse"]["latency_ms"]
     bench.claim(f"{SPARSE}_latency", latency, "ms at batch 1, eager bf16 / sparse24")
 
 
-def timed(bench: Bench, device: str) -> dict[str, dict[str, float]]:
+def timed(bench: Bench) -> dict[str, dict[str, float]]:
     folder = model_of(bench, SPARSE)
-    dense = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16).eval().to(device)
-    runtimes = {"dense": TorchRuntime(dense), "sparse": TorchRuntime(load_low_bit(folder, "sparse24", device))}
+    dense = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16).eval().to(DEVICE)
+    runtimes = {"dense": TorchRuntime(dense), "sparse": TorchRuntime(load_low_bit(folder, "sparse24", DEVICE))}
     task, data = banking77()
     rows = list(data["test"].shuffle(seed=1).select(range(64 if bench.quick else 256)))
     return in_turns(bench, runtimes, {"": rows}, task.collator())

@@ -67,7 +67,7 @@ def folder_of(bench: Bench, seed: int) -> Path:
 def tuned(bench: Bench, seed: int) -> dict[str, Any]:
     def compute() -> dict[str, Any]:
         length = {"max_steps": 40} if bench.quick else {"num_train_epochs": FINETUNE_EPOCHS}
-        with trainer(seed, use_cpu=True, optimizations=FAST, **length) as made:
+        with trainer(seed, optimizations=FAST, **length) as made:
             made.train()
             with atomic_folder(folder_of(bench, seed)) as path:
                 made.model.save_pretrained(path)

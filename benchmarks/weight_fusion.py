@@ -13,10 +13,9 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from benchmarks import compression
 from benchmarks.banking77 import FAST, banking77, trainer
-from benchmarks.compression import uncut
 from benchmarks.harness import Bench, main
+from benchmarks.quantization import folder_of, tuned
 from hf_efficient import checkpoint
 from hf_efficient.cutting import importance, merging, observation, search, shape
 from hf_efficient.functional import cluster, distill, merge, structured
@@ -41,8 +40,10 @@ BOTH = {"merge": MERGE, "cluster": BITS, "start": 0.7}
 def body(bench: Bench) -> None:
     cells: dict[str, list[dict[str, Any]]] = {}
     for seed in bench.seeds:
-        tuned = uncut(bench, seed)
-        cells.setdefault("tuned", []).append({**tuned, "accuracy": fine_tuned(bench, seed)["accuracy"]})
+        tuned(bench, seed)
+        how = {"seed": seed, "judged": "fine-tuned"}
+        found = bench.cell(how, lambda seed=seed: judged(bench, folder_of(bench, seed)), peer=True)
+        cells.setdefault("tuned", []).append(found)
         for name, settings in FUSIONS.items():
             how = {"seed": seed, "epochs": EPOCHS, "rate": RATE, **settings}
             found = bench.cell(how, lambda seed=seed, settings=settings: fused(bench, seed, settings))
@@ -76,12 +77,6 @@ def claims(bench: Bench, cells: dict[str, list[dict[str, Any]]]) -> None:
     bench.claim("both_size_reduction", size("both"), "bytes on disk, fine-tuned fp32 safetensors / ours")
 
 
-def fine_tuned(bench: Bench, seed: int) -> dict[str, Any]:
-    """Judged as the others are."""
-    folder = compression.folder_of(bench, f"finetuned-{seed}")
-    return bench.cell({"seed": seed, "judged": "fine-tuned"}, lambda: judged(bench, folder), peer=True)
-
-
 def fused(bench: Bench, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     length = {"max_steps": 10} if bench.quick else {"num_train_epochs": EPOCHS}
     optimizations = {"weight_fusion": calibrated(bench, settings)} if settings else {}
@@ -101,8 +96,8 @@ def calibrated(bench: Bench, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def trained(bench: Bench, seed: int, optimizations: dict[str, Any], **arguments: Any) -> dict[str, Any]:
-    source = str(compression.folder_of(bench, f"finetuned-{seed}"))
-    with trainer(seed, model=source, use_cpu=True, optimizations={**FAST, **optimizations}, **arguments) as made:
+    source = str(folder_of(bench, seed))
+    with trainer(seed, model=source, optimizations={**FAST, **optimizations}, **arguments) as made:
         made.train()
         changes = {change["name"]: change for change in Plan(made.optimizations).describe()}
         told = changes.get("weight_fusion", {})
