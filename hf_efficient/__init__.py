@@ -44,6 +44,7 @@ _PUBLIC = {
     "EfficientTrainer": "trainer",
     "EfficientTrainingArguments": "arguments",
     "HubError": "errors",
+    "LayerFreezing": "optimizations.layer_freezing",
     "LengthBatching": "optimizations.length_batching",
     "ExportError": "errors",
     "Measurement": "measure",
@@ -55,6 +56,7 @@ _PUBLIC = {
     "Plan": "plan",
     "Precision": "optimizations.precision",
     "Pruning": "optimizations.pruning",
+    "Quantization": "optimizations.quantization",
     "Recipe": "recipe",
     "Report": "report",
     "RunResult": "run",
@@ -93,10 +95,12 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.adapters import Adapters as Adapters
     from hf_efficient.optimizations.compile import Compile as Compile
     from hf_efficient.optimizations.distillation import Distillation as Distillation
+    from hf_efficient.optimizations.layer_freezing import LayerFreezing as LayerFreezing
     from hf_efficient.optimizations.length_batching import LengthBatching as LengthBatching
     from hf_efficient.optimizations.optimizer import Optimizer as Optimizer
     from hf_efficient.optimizations.precision import Precision as Precision
     from hf_efficient.optimizations.pruning import Pruning as Pruning
+    from hf_efficient.optimizations.quantization import Quantization as Quantization
     from hf_efficient.optimizations.structured_pruning import StructuredPruning as StructuredPruning
     from hf_efficient.optimizations.vocabulary_trimming import VocabularyTrimming as VocabularyTrimming
     from hf_efficient.optimizations.weight_fusion import WeightFusion as WeightFusion

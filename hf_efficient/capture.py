@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hf_efficient.blocks import ATTENTION, FAMILIES, LayerStack, inputs_of, layer_stacks, layers_of
+from hf_efficient.blocks import inputs_of, layer_stacks, layers_of
 from hf_efficient.errors import ConfigError
+from hf_efficient.families import ATTENTION, FAMILIES, LayerStack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -37,6 +37,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.functional.cluster import BITS, codebook_of, packed_bytes, unpack
+from hf_efficient.functional.structured import Projection, resized, size_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -248,19 +249,14 @@ def apply_shapes(model: "PreTrainedModel", shapes: Shapes) -> None:
 
 
 def _resize(base: nn.Module, path: str, module: nn.Module, sizes: Mapping[str, int]) -> None:
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, Projection):
         for attribute, size in sizes.items():  # e.g. num_attention_heads: the forward pass reads it
             setattr(module, attribute, size)
         return
     weight = module.weight
-    resized = nn.Linear(
-        sizes.get("in_features", module.in_features),
-        sizes.get("out_features", module.out_features),
-        bias=module.bias is not None,
-        device=weight.device,
-        dtype=weight.dtype,
-    )
-    base.set_submodule(path, resized.train(module.training))
+    inputs, outputs = (sizes.get(name, getattr(module, name)) for name in size_names(module))
+    made = resized(module, inputs, outputs, device=weight.device, dtype=weight.dtype)
+    base.set_submodule(path, made.train(module.training))
 
 
 def record_shapes(model: "PreTrainedModel", shapes: Shapes) -> None:
@@ -321,7 +317,7 @@ def build(config: "PreTrainedConfig", auto_class: Any) -> "PreTrainedModel":
     apply_shapes(model, shapes)
     for path in shapes:
         module = model.base_model.get_submodule(path)
-        if isinstance(module, nn.Linear):  # `from_config` initialised what was there before
+        if isinstance(module, Projection):  # `from_config` initialised what was there before
             module._is_hf_initialized = False  # type: ignore[assignment]
             model._init_weights(module)
     return model

@@ -142,6 +142,25 @@ def refuse_adapters(model: Any, cannot: str) -> None:
         raise ConfigError(f"{cannot} PEFT adapters; merge them first (model = model.merge_and_unload())")
 
 
+def refuse_sharding(needs: str) -> None:
+    """Refuse to run where each process has only a part of the weights.
+
+    Args:
+        needs: who does what with whole weights, as "pruning ranks whole weights".
+
+    Raises:
+        ConfigError: under FSDP or DeepSpeed.
+    """
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    if PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ConfigError(
+            f"{needs}, but FSDP and DeepSpeed give each process a part of them; drop fsdp or deepspeed, several "
+            "processes share the data without"
+        )
+
+
 class Optimization(TrainerCallback):
     """Base of all optimizations. Subclasses are `@dataclass(eq=False, kw_only=True)`: their fields are the settings.
 

@@ -19,6 +19,7 @@ OPTIMIZATIONS = {
     "adapters": "hf_efficient.optimizations.adapters:Adapters",
     "compile": "hf_efficient.optimizations.compile:Compile",
     "distillation": "hf_efficient.optimizations.distillation:Distillation",
+    "layer_freezing": "hf_efficient.optimizations.layer_freezing:LayerFreezing",
     "length_batching": "hf_efficient.optimizations.length_batching:LengthBatching",
     "optimizer": "hf_efficient.optimizations.optimizer:Optimizer",
     "precision": "hf_efficient.optimizations.precision:Precision",

@@ -32,6 +32,7 @@ from hf_efficient.candidates import require_choice
 from hf_efficient.card import write_card
 from hf_efficient.data import load
 from hf_efficient.errors import ConfigError, ExportError
+from hf_efficient.example_cache import FOLDER as EXAMPLE_CACHE
 from hf_efficient.export import ExportResult
 from hf_efficient.exported import exported_pipeline, pipeline_of
 from hf_efficient.files import atomic_folder, atomic_path, write_json, write_text
@@ -47,7 +48,6 @@ from hf_efficient.recipe import STAGE_DEFAULTS, Recipe, training_values, with_st
 from hf_efficient.report import Report
 from hf_efficient.settings import parse
 from hf_efficient.task import get_task
-from hf_efficient.teacher_cache import FOLDER as TEACHER_CACHE
 from hf_efficient.wording import details
 
 EXPORTED = "exported"
@@ -236,7 +236,7 @@ class _Job(Outcome):
             write_json(folder / STAGE_FILE, {"training": training, "changes": changes, "history": history})
             for checkpoint in folder.glob("checkpoint-*"):  # only now that nothing resumes from them
                 shutil.rmtree(checkpoint)
-            shutil.rmtree(folder / TEACHER_CACHE, ignore_errors=True)
+            shutil.rmtree(folder / EXAMPLE_CACHE, ignore_errors=True)
         PartialState().wait_for_everyone()
 
     def judge(

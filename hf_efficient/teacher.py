@@ -16,6 +16,7 @@ from transformers.utils import find_labels
 
 from hf_efficient.capture import Capture, Place
 from hf_efficient.errors import ConfigError
+from hf_efficient.example_cache import ExampleCache, Row
 from hf_efficient.functional.examples import (
     decoder_positions,
     example_keys,
@@ -28,7 +29,6 @@ from hf_efficient.functional.examples import (
 from hf_efficient.functional.vocabulary import parent_ids, split_alike
 from hf_efficient.optimization import Context
 from hf_efficient.pretrained import load_pretrained, resolve_model
-from hf_efficient.teacher_cache import Row, TeacherCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -156,7 +156,7 @@ class Teachers:
         told = [list(fingerprints.values()), self._wanted, maps]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
-    def outputs(self, batch: Mapping[str, Any], cache: TeacherCache | None) -> dict[str, torch.Tensor]:
+    def outputs(self, batch: Mapping[str, Any], cache: ExampleCache | None) -> dict[str, torch.Tensor]:
         """``logits`` (teachers, examples, ..., outputs), where wanted, and what `Capture` names, of a whole batch.
 
         With a cache, hidden states and projections are rounded to fp16 whether they come from it or not.
@@ -174,7 +174,7 @@ class Teachers:
         logits = [told.pop(f"{_LOGITS}.{index}") for index in range(len(self.teachers))] if self._says else []
         return {_LOGITS: torch.stack(logits), **told} if logits else told
 
-    def _rows(self, batch: Mapping[str, Any], masks: list[torch.Tensor | None], cache: TeacherCache) -> list[Row]:
+    def _rows(self, batch: Mapping[str, Any], masks: list[torch.Tensor | None], cache: ExampleCache) -> list[Row]:
         keyed = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and value.dim()}
         if not any(teacher.wants_labels(batch) for teacher in self.teachers):
             keyed = {name: value for name, value in keyed.items() if name not in self.teachers[0]._labels}

@@ -5,12 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, BloomConfig, TrainingArguments, set_seed
+from transformers import AutoConfig, AutoModel, BloomConfig, T5EncoderModel, TrainingArguments, set_seed
 
 from hf_efficient.blocks import (
-    ATTENTION,
-    FAMILIES,
-    FFN,
     cut_layers,
     cut_units,
     layer_stacks,
@@ -22,6 +19,8 @@ from hf_efficient.blocks import (
     units_of,
 )
 from hf_efficient.errors import ConfigError
+from hf_efficient.families import ATTENTION, FAMILIES, FFN
+from hf_efficient.functional.structured import matrix
 from hf_efficient.optimization import Context
 from hf_efficient.optimizations.structured_pruning import StructuredPruning
 from hf_efficient.optimizations.weight_fusion import WeightFusion
@@ -36,10 +35,14 @@ SIZES: dict[str, dict[str, Any]] = {
     "bart": {"d_model": 16, "encoder_layers": LAYERS, "decoder_layers": LAYERS, "encoder_attention_heads": 2}
     | {"decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "vocab_size": 32},
     "deit": {"image_size": 8, "patch_size": 4},
+    "dinov2": {"image_size": 8, "patch_size": 4, "hidden_size": 8, "mlp_ratio": 1},
     "distilbert": {"dim": 16, "n_layers": LAYERS, "n_heads": 2, "hidden_dim": 8, "vocab_size": 32},
+    "gpt2": {"n_inner": 8, "vocab_size": 32},
     "hubert": _SPEECH,
     "modernbert": {"vocab_size": 32, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "local_attention": 4}
     | {"bos_token_id": 1, "eos_token_id": 2, "attn_implementation": "sdpa"},
+    "swin": {"image_size": 8, "patch_size": 2, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 2}
+    | {"mlp_ratio": 0.5},
     "vit": {"image_size": 8, "patch_size": 4},
     "wav2vec2": _SPEECH,
     "yolos": {"image_size": (8, 8), "patch_size": 4, "num_detection_tokens": 2, "use_mid_position_embeddings": False},
@@ -64,13 +67,13 @@ COMMON = {
 def model(family: str, **changes: Any) -> Any:
     set_seed(0)
     own = {**SIZES.get(family, {}), **changes}
-    sizes = own if "d_model" in own or "dim" in own else {**COMMON, **own}
+    sizes = own if {"d_model", "dim", "embed_dim"} & own.keys() else {**COMMON, **own}
     return AutoModel.from_config(AutoConfig.for_model(family, **sizes)).eval()
 
 
 def inputs(family: str) -> dict[str, torch.Tensor]:
     set_seed(1)
-    if family in ("vit", "deit", "yolos"):
+    if family in ("vit", "deit", "dinov2", "swin", "yolos"):
         return {"pixel_values": torch.rand(2, 3, 8, 8)}
     if family in ("audio-spectrogram-transformer", "hubert", "wav2vec2"):
         return {"input_values": torch.rand(2, *((8, 8) if family.startswith("audio") else (20,)))}
@@ -85,7 +88,7 @@ def output(model: Any, family: str) -> torch.Tensor:
         return model(**inputs(family)).last_hidden_state
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name, stacks in FAMILIES.items() if not stacks[0].layers_stay])
 def test_cut_model_reloads_without_a_manifest(family: str, tmp_path: Path) -> None:
     cut, whole = model(family), output(model(family), family)
     for stack in layer_stacks(cut):
@@ -109,7 +112,7 @@ def test_cut_units_compute_as_if_silenced(family: str, tmp_path: Path) -> None:
         assert units == {ATTENTION: 2, FFN: 8}[sublayer.kind]
         kept = [1] if sublayer.kind == ATTENTION else [0, 3, 4, 6 + index % 2]
         gone = [column for column in range(units * size) if column // size not in kept]
-        output_of(layer, sublayer).weight.data[:, gone] = 0
+        matrix(output_of(layer, sublayer))[:, gone] = 0
         cut_units(cut, stack, index, sublayer, kept)
         assert units_of(cut, layers_of(cut, stack)[index], sublayer) == len(kept)
     expected = output(silenced, family)
@@ -204,6 +207,22 @@ def test_layer_indices_follow() -> None:
         cut_layers(bart, stack, [1, 3])
     found = {module.layer_idx for module in bart.decoder.modules() if hasattr(module, "layer_idx")}
     assert found == {0, 1}
+
+
+def test_only_stacks_that_a_model_has_are_named() -> None:
+    encoder: Any = T5EncoderModel(AutoConfig.for_model("t5", **SIZES["t5"]))
+    assert [stack.path for stack in layer_stacks(encoder)] == ["encoder.block"]
+    stages = {"depths": [2, 2, 2], "num_heads": [2, 2, 4]}
+    assert [stack.path for stack in layer_stacks(model("swin", **stages))] == [
+        f"encoder.layers.{stage}.blocks" for stage in range(3)
+    ]
+
+
+def test_layers_that_must_stay_are_refused_with_the_reason() -> None:
+    context = Context(args=TrainingArguments("out", use_cpu=True), model=model("swin"))
+    with pytest.raises(ConfigError, match="no layer of this model can go, because every other layer"):
+        StructuredPruning(keep_layers=1).check(context)
+    StructuredPruning(keep_ffn=0.5).check(context)
 
 
 def test_unknown_family_is_refused() -> None:

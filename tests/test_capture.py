@@ -13,9 +13,10 @@ from transformers import (
     ModernBertForSequenceClassification,
 )
 
-from hf_efficient.blocks import LayerStack, layer_stacks
+from hf_efficient.blocks import layer_stacks
 from hf_efficient.capture import Capture, depths, projections
 from hf_efficient.errors import ConfigError
+from hf_efficient.families import LayerStack
 from tests.tiny import KINDS, pad
 
 

@@ -6,6 +6,7 @@ warns · works on 2 processes (tests/test_distributed.py runs the same rows).
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,6 +156,18 @@ def less_memory(before: Any, after: Any) -> bool:
     return peaks[1] <= 0.75 * peaks[0]
 
 
+def settled_layers(before: Any, after: Any) -> bool:
+    """The first two of three layers, and what comes before them, moved in the first four of twelve steps alone."""
+
+    def moved(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> set[str]:
+        names = {name for name, weight in old.items() if not torch.equal(weight, new[name])}
+        return {match[0][-1] for match in (re.search(r"embeddings|layers?\.\d", name) for name in names) if match}
+
+    folders = Path(after.args.output_dir) / "checkpoint-4", after.finished
+    early, late = (type(after.model).from_pretrained(folder).state_dict() for folder in folders)
+    return moved(before.model.state_dict(), early) == {*"s012"} and moved(early, late) == {"2"}
+
+
 def less_padding(before: Any, after: Any) -> bool:
     masks = [batch["attention_mask"] for batch in before.get_train_dataloader()]
     random = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
@@ -189,6 +202,7 @@ ROWS = {
         distributed={"dense_epochs": 6},  # plain gradient descent teaches more slowly
         tolerance={"rtol": 1e-3, "atol": 5e-4},  # the teacher's hidden states are kept in 16 bits
     ),
+    "layer_freezing": Row({"every": 2, "threshold": 1.0, "start": 0.0}, {"layers": 0}, settled_layers),
     "length_batching": Row(
         {"window_batches": 4},
         None,

@@ -138,7 +138,7 @@ def test_an_earlier_stage_teaches(recipe: Path, tmp_path: Path, monkeypatch: pyt
     assert told["teacher"] == ["finetune/final"]
     assert told["layer_map"] == [[0, 0, 1]]
     assert told["share_from_cache"] >= 0.5  # some questions come to the same tokens
-    assert not list(folder.rglob("_teacher_cache"))
+    assert not list(folder.rglob("_example_cache"))
 
 
 def default_callbacks() -> list[Any]:

@@ -8,9 +8,9 @@ import torch
 from transformers import BertForSequenceClassification, TrainingArguments
 
 from hf_efficient.errors import ConfigError
+from hf_efficient.example_cache import ExampleCache
 from hf_efficient.optimization import Context
 from hf_efficient.teacher import SELF, Teacher, Teachers
-from hf_efficient.teacher_cache import TeacherCache
 from tests.tiny import KINDS, VOCABULARY, arguments, pad, seq2seq_model, text_model, token_model
 
 
@@ -122,7 +122,7 @@ def test_cached_outputs_are_the_teachers(tmp_path: Path, kind: str) -> None:
     model = KINDS[kind].model()
     stacks = [(0, 0), (1, 2)] if kind == "seq2seq" else [(0, 0), (0, 2)]
     asked = Teachers([Teacher(SELF, model), Teacher("b", model)], True, stacks, stacks[1:], None)
-    cache = TeacherCache(tmp_path, 1e9)
+    cache = ExampleCache("distillation", tmp_path, 1e9)
     rows = KINDS[kind].examples(8).examples
     asked.outputs(pad(rows[:3]), cache)
     passes: list[int] = []

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from hf_efficient.blocks import ATTENTION, FFN, LayerStack, layer_stacks, layers_of, units_of
+from hf_efficient.blocks import layer_stacks, layers_of, units_of
 from hf_efficient.cutting.shape import Shape, cut_copy, parameters_of
 from hf_efficient.errors import ConfigError
+from hf_efficient.families import ATTENTION, FFN, LayerStack
 from hf_efficient.machine import measurement_lock
 from hf_efficient.optimization import Served
 from hf_efficient.timing import Work, best_threads, undisturbed

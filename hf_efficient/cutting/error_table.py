@@ -6,20 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hf_efficient.blocks import (
-    LayerStack,
-    Sublayer,
-    layer_stacks,
-    layers_of,
-    output_of,
-    replace_layers,
-    sublayers_of,
-    unit_size,
-    units_of,
-)
+from hf_efficient.blocks import layer_stacks, layers_of, output_of, replace_layers, sublayers_of, unit_size, units_of
 from hf_efficient.cutting.observation import Batches, Key, divergence, key_of
 from hf_efficient.cutting.shape import RIDGE
-from hf_efficient.functional.structured import Moments, keep_layers, repaired, rows_of_units
+from hf_efficient.families import LayerStack, Sublayer
+from hf_efficient.functional.structured import Moments, keep_layers, matrix, repaired, rows_of_units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,16 +80,16 @@ def _error(
 ) -> float:
     """Zeros in the columns of what goes compute what a narrower projection would."""
     output = output_of(layers_of(model, stack)[index], sublayer)
-    columns = rows_of_units(kept, unit_size(model, sublayer), output.in_features)
-    weight, bias = output.weight.data.clone(), None if output.bias is None else output.bias.data.clone()
+    columns = rows_of_units(kept, unit_size(model, sublayer), matrix(output).shape[1])
+    weight, bias = matrix(output).clone(), None if output.bias is None else output.bias.data.clone()
     try:
         new_weight, new_bias = repaired(moments, columns, weight[:, columns], RIDGE)
-        output.weight.data.zero_()[:, columns] = new_weight.to(weight)
+        matrix(output).zero_()[:, columns] = new_weight.to(weight)
         if output.bias is not None:
             output.bias.data.copy_(new_bias)
         return divergence(model, batches, reference)
     finally:
-        output.weight.data.copy_(weight)
+        matrix(output).copy_(weight)
         if bias is not None:
             output.bias.data.copy_(bias)
 
@@ -108,7 +99,8 @@ def drop_order(
 ) -> dict[str, list[tuple[int, float]]]:
     """For each stack its layers in the order in which they are missed least, each with the divergence without it.
 
-    One after the other, the layer goes whose absence costs least; the last one stays and is not named.
+    One after the other, the layer goes whose absence costs least; the last one stays and is not named. Where all stay,
+    none is.
     """
     found: dict[str, list[tuple[int, float]]] = {}
     for stack in layer_stacks(model):
@@ -116,7 +108,7 @@ def drop_order(
         kept = list(range(len(layers)))
         dropped = found[stack.path] = []
         try:
-            while len(kept) > 1:
+            while len(kept) > 1 and not stack.layers_stay:
                 errors = {}
                 for candidate in kept[1:] if stack.first_is_special else kept:
                     replace_layers(model, stack, keep_layers(layers, [i for i in kept if i != candidate]))

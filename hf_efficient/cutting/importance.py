@@ -8,7 +8,7 @@ import torch
 from hf_efficient.blocks import layers_of, output_of, sublayers_of, unit_size
 from hf_efficient.cutting.observation import Batches, Key, key_of, unit_gradients
 from hf_efficient.cutting.shape import RIDGE
-from hf_efficient.functional.structured import Moments, removal_order
+from hf_efficient.functional.structured import Moments, matrix, removal_order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ def removal_orders(
     for place in sublayers_of(model):
         stack, index, sublayer = place
         key = key_of(*place)
-        weight = output_of(layers_of(model, stack)[index], sublayer).weight.data
+        weight = matrix(output_of(layers_of(model, stack)[index], sublayer))
         if kind == "obs":
             found[key] = removal_order(moments[key], weight, sizes[key], RIDGE)
         elif kind == "activation":

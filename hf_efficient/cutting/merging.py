@@ -11,7 +11,7 @@ from hf_efficient.cutting.error_table import WIDE, WIDTH_STEP
 from hf_efficient.cutting.observation import Key, key_of
 from hf_efficient.cutting.shape import Shape
 from hf_efficient.functional.merge import Merger
-from hf_efficient.functional.structured import Moments
+from hf_efficient.functional.structured import Moments, matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,7 +93,7 @@ def _mergers(model: "PreTrainedModel", moments: Mapping[Key, Moments], kind: str
     for stack, index, sublayer in sublayers_of(model):
         if sublayer.kind == kind:
             key, output = key_of(stack, index, sublayer), output_of(layers_of(model, stack)[index], sublayer)
-            made[key] = Merger(moments[key], output.weight, unit_size(model, sublayer), alike)
+            made[key] = Merger(moments[key], matrix(output), unit_size(model, sublayer), alike)
     return made
 
 
@@ -106,9 +106,9 @@ def fold(model: "PreTrainedModel", moments: Mapping[Key, Moments], merges: Merge
         if key not in pairs:
             continue
         output = output_of(layers_of(model, stack)[index], sublayer)
-        merger = Merger(moments[key], output.weight, unit_size(model, sublayer))
+        merger = Merger(moments[key], matrix(output), unit_size(model, sublayer))
         for gone, into in pairs[key]:
             merger.merge(gone, into)
-        output.weight.copy_(merger.weight)
+        matrix(output).copy_(merger.weight)
         if output.bias is not None:
             output.bias.add_(merger.bias.to(output.bias))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hf_efficient.blocks import LayerStack, Sublayer, layers_of, output_of, sublayers_of
-from hf_efficient.functional.structured import Moments
+from hf_efficient.blocks import layers_of, output_of, sublayers_of
+from hf_efficient.families import LayerStack, Sublayer
+from hf_efficient.functional.structured import Moments, Projection, matrix
 from hf_efficient.timing import evaluating
 
 if TYPE_CHECKING:
@@ -186,12 +187,13 @@ def moments_towards(
     """
     layer = layers_of(model, stack)[index]
     made = _moments_of(output_of(layer, sublayer))
+    scale = layer.get_parameter(sublayer.scale).float() if sublayer.scale else torch.ones(())
     current = iter(zip(batches, wanted, strict=False))
 
     def seen(x: torch.Tensor, y: torch.Tensor, stream: torch.Tensor) -> None:
         batch, target = next(current)
         x, y, stream = (counted(batch, value).float() for value in (x, y, stream))
-        made.add(x, y + target - stream)
+        made.add(x, y + (target - stream) / scale.to(y.device))
         raise _EnoughError
 
     with _watching([_Watch(layer, sublayer, seen)]), evaluating(model):
@@ -201,8 +203,9 @@ def moments_towards(
     return made
 
 
-def _moments_of(output: nn.Linear) -> Moments:
-    return Moments(output.in_features, output.out_features, output.bias is not None)
+def _moments_of(output: Projection) -> Moments:
+    outputs, inputs = matrix(output).shape
+    return Moments(inputs, outputs, output.bias is not None)
 
 
 def unit_gradients(

@@ -207,13 +207,18 @@ class Search:
         Of each depth those that are missed most when layers go one by one; and, where trials can compare them, evenly
         spread ones: which layers cannot be missed now says little about which are the best to train on from.
         """
-        totals = {stack.path: len(layers_of(self.model, stack)) for stack in layer_stacks(self.model)}
+        stacks = {stack.path: stack for stack in layer_stacks(self.model)}
+        totals = {path: len(layers_of(self.model, stack)) for path, stack in stacks.items()}
         deepest = max(totals.values())
         steps = sorted({round(step) for step in torch.linspace(1, deepest, min(CANDIDATES, deepest)).tolist()})
         counts = [
-            {path: max(1, round(total * depth / deepest)) for path, total in totals.items()}
+            {
+                path: total if stacks[path].layers_stay else max(1, round(total * depth / deepest))
+                for path, total in totals.items()
+            }
             for depth in reversed(steps)
         ]
+        counts = [each for index, each in enumerate(counts) if each not in counts[:index]]
         missed = [{path: self._remaining(path, total, each[path]) for path, total in totals.items()} for each in counts]
         spread = [{path: _spread(total, each[path]) for path, total in totals.items()} for each in counts]
         found = [*missed, *(each for each in spread if each not in missed)]

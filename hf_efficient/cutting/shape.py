@@ -19,7 +19,7 @@ from hf_efficient.blocks import (
     units_of,
 )
 from hf_efficient.cutting.observation import Batches, Key, moments_towards
-from hf_efficient.functional.structured import repaired
+from hf_efficient.functional.structured import matrix, repaired
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -104,9 +104,9 @@ def repair(
                 target = wanted[stack.path, before, sublayer.kind]
                 found = moments_towards(model, stack, index, sublayer, batches, target)
                 output = output_of(layer, sublayer)
-                columns = torch.arange(output.in_features)
-                weight, bias = repaired(found, columns, output.weight.data, ridge)
-                output.weight.data.copy_(weight)
+                columns = torch.arange(matrix(output).shape[1])
+                weight, bias = repaired(found, columns, matrix(output), ridge)
+                matrix(output).copy_(weight)
                 if output.bias is not None:
                     output.bias.data.copy_(bias)
 
@@ -147,7 +147,7 @@ def parameters_of(model: "PreTrainedModel") -> dict[str, Any]:
         for sublayer in stack.sublayers:
             size, count = unit_size(model, sublayer), units_of(model, layer, sublayer)
             output = output_of(layer, sublayer)
-            one = output.out_features * size
+            one = len(matrix(output)) * size
             for _, module in inputs_of(layer, sublayer):
                 one += sum(parameter.numel() for parameter in module.parameters()) // count
             units[sublayer.kind] = one

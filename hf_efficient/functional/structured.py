@@ -1,9 +1,36 @@
 """Structured cuts: whole layers, heads and features in, whole ones out; what is left, repaired by least squares."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+Projection = nn.Linear | Conv1D
+"""A matrix product. GPT-2's `Conv1D` is one, too, whose weight is transposed."""
+
+
+def size_names(projection: Projection) -> tuple[str, str]:
+    """Attributes that hold how many inputs and outputs it has."""
+    return ("nx", "nf") if isinstance(projection, Conv1D) else ("in_features", "out_features")
+
+
+def matrix(projection: Projection) -> torch.Tensor:
+    """Its weight as (outputs, inputs), without gradient: a view, so what is written there is written to the weight."""
+    weight: torch.Tensor = projection.weight.data
+    return weight.T if isinstance(projection, Conv1D) else weight
+
+
+def resized(projection: Projection, inputs: int, outputs: int, **options: Any) -> Projection:
+    """One of these sizes with new weights, and with a bias where ``projection`` has one.
+
+    Args:
+        options: device and dtype.
+    """
+    if isinstance(projection, Conv1D):
+        return Conv1D(outputs, inputs).to(**options)
+    return nn.Linear(inputs, outputs, projection.bias is not None, **options)
 
 
 def keep_layers(stack: nn.ModuleList, indices: Sequence[int]) -> nn.ModuleList:
@@ -37,18 +64,21 @@ def rows_of_units(units: Sequence[int], size: int, total: int, parts: int = 1) -
     return (starts[:, None] + within.flatten()).flatten()
 
 
-def narrowed(linear: nn.Linear, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None) -> nn.Linear:
-    """``linear`` with only these output rows or input columns; its bias loses the same rows."""
-    weight, bias = linear.weight.data, None if linear.bias is None else linear.bias.data
+def narrowed(
+    projection: Projection, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None
+) -> Projection:
+    """``projection`` with only these output rows or input columns; its bias loses the same rows."""
+    weight, bias = matrix(projection), None if projection.bias is None else projection.bias.data
     if rows is not None:
         weight, bias = weight[rows.to(weight.device)], None if bias is None else bias[rows.to(weight.device)]
     if columns is not None:
         weight = weight[:, columns.to(weight.device)]
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    made.weight = nn.Parameter(weight.clone(), requires_grad=linear.weight.requires_grad)
+    made = resized(projection, weight.shape[1], weight.shape[0], device="meta")
+    kept = weight.T if isinstance(projection, Conv1D) else weight
+    made.weight = nn.Parameter(kept.clone(memory_format=torch.contiguous_format), projection.weight.requires_grad)
     if bias is not None:
-        made.bias = nn.Parameter(bias.clone(), requires_grad=linear.bias.requires_grad)
-    return made.train(linear.training)
+        made.bias = nn.Parameter(bias.clone(), requires_grad=projection.bias.requires_grad)
+    return made.train(projection.training)
 
 
 class Moments:

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from hf_efficient.calibration import require_trained
 from hf_efficient.capture import RELATIONS, Capture, Place, depths
 from hf_efficient.errors import ConfigError, NoEffectWarning
+from hf_efficient.example_cache import FOLDER, ExampleCache
 from hf_efficient.functional.distill import (
     hidden_loss,
     layer_map,
@@ -26,7 +27,6 @@ from hf_efficient.functional.projector import Projector
 from hf_efficient.optimization import Context, Optimization, Order
 from hf_efficient.pretrained import resolve_model
 from hf_efficient.teacher import SELF, Teacher, Teachers, logits_of
-from hf_efficient.teacher_cache import FOLDER, TeacherCache
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,7 +102,7 @@ class Distillation(Optimization):
             self._capture.remove()
         self._capture = None
         self._teachers: Teachers | None = None
-        self._cache: TeacherCache | None = None
+        self._cache: ExampleCache | None = None
         self._pairs: list[Pair] = []
         self._projectors: dict[int, Projector] = {}
         self._saved: dict[str, Any] = {}
@@ -133,7 +133,7 @@ class Distillation(Optimization):
         if self.cache:
             folder = context.folder / FOLDER if self.cache is True else Path(self.cache).expanduser()
             folder = folder / self._teachers.signature(fingerprints)
-            self._cache = TeacherCache(folder, self.cache_gb * 1e9, self._saved.get("cache"))
+            self._cache = ExampleCache(self.name, folder, self.cache_gb * 1e9, self._saved.get("cache"))
         return model
 
     def _agreed(self, teachers: list[Teacher], context: Context) -> dict[str, str]:

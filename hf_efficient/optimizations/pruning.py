@@ -14,7 +14,7 @@ from torch import nn
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.functional.masks import MaskedWeight, cubic_ramp, least, least_in_groups, least_of_all
 from hf_efficient.functional.optimizer_state import embedding_parameters
-from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters
+from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters, refuse_sharding
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -92,18 +92,11 @@ class Pruning(Optimization):
         refuse_adapters(context.model, "pruning cannot set weights to zero under")
 
     def prepare_model(self, model: nn.Module, context: Context) -> nn.Module:
-        from accelerate.state import PartialState
-        from accelerate.utils import DistributedType
-
         if not self._sparsity:
             warnings.warn("pruning with sparsity=0 sets no weight to zero", NoEffectWarning, 2)
             return model
         self.check(Context(args=context.args, model=model))
-        if PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise ConfigError(
-                "pruning ranks whole weights, but FSDP and DeepSpeed give each process a part of them; drop fsdp or "
-                "deepspeed, several processes share the data without"
-            )
+        refuse_sharding("pruning ranks whole weights")
         return model
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

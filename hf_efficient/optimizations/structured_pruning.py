@@ -4,12 +4,13 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_efficient.blocks import LayerStack, layer_stacks, layers_of, require_heads_can_go
+from hf_efficient.blocks import layer_stacks, layers_of, require_heads_can_go
 from hf_efficient.calibration import require_trained
 from hf_efficient.cutting.search import Search, all_units
 from hf_efficient.cutting.shape import Shape, applied_alike, cut, fits
 from hf_efficient.cutting.target import TARGETS, Target, reach
 from hf_efficient.errors import ConfigError, NoEffectWarning
+from hf_efficient.families import LayerStack
 from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters
 
 if TYPE_CHECKING:
@@ -116,6 +117,11 @@ class StructuredPruning(Optimization):
             raise ConfigError(
                 f"structured_pruning.keep_layers={asked} does not fit: the model has {layers} layers in "
                 f"'{stack.path}'; allowed: {allowed}"
+            )
+        if stack.layers_stay and needed:
+            raise ConfigError(
+                f"structured_pruning.keep_layers={asked}: no layer of this model can go, because {stack.layers_stay}; "
+                "drop keep_layers"
             )
         if stack.first_is_special and isinstance(asked, list) and asked[0] != 0:
             raise ConfigError(

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from hf_efficient.blocks import ATTENTION, FFN, layer_stacks, require_heads_can_go
+from hf_efficient.blocks import layer_stacks, require_heads_can_go
 from hf_efficient.calibration import require_trained
 from hf_efficient.checkpoint import pack_weights
 from hf_efficient.cutting.merging import Merges, find_merges, fold
 from hf_efficient.cutting.search import Search, all_units
 from hf_efficient.cutting.shape import Shape, applied_alike, cut, fits
 from hf_efficient.errors import ConfigError, NoEffectWarning
+from hf_efficient.families import ATTENTION, FFN
 from hf_efficient.functional.cluster import Tie, packed_bytes
 from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hf_efficient.blocks import FFN, inputs_of, layer_stacks, layers_of, output_of
+from hf_efficient.blocks import inputs_of, layer_stacks, layers_of, output_of
 from hf_efficient.cutting.shape import Shape, cut_copy
+from hf_efficient.families import FFN
 from hf_efficient.machine import measurement_lock
 from hf_efficient.timing import TorchRuntime, Work, best_threads, undisturbed
 

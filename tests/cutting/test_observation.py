@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Dinov2Config, Dinov2ForImageClassification
 
 from hf_efficient.blocks import layer_stacks, layers_of, output_of, sublayers_of
 from hf_efficient.cutting.observation import (
@@ -91,3 +92,19 @@ def test_unit_gradients_are_those_of_scaling_a_unit(trained: Any, batches: Any) 
     assert layer.training is False
     slope = (losses[0] - losses[1]) / (2 * step)
     assert found[key][0][0, 1].item() == pytest.approx(slope, rel=0.05, abs=1e-4)
+
+
+def test_what_is_wanted_is_seen_through_a_layer_scale() -> None:
+    """Where a projection is to put out twice as much, its stream grows by less than that."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    torch.manual_seed(0)
+    model = Dinov2ForImageClassification(Dinov2Config(**sizes, layerscale_value=0.25)).eval()
+    images = [{"pixel_values": torch.rand(4, 3, 8, 8)}]
+    (stack,) = layer_stacks(model)
+    for sublayer in stack.sublayers:
+        double = copy.deepcopy(model)
+        for parameter in output_of(layers_of(double, stack)[0], sublayer).parameters():
+            parameter.data *= 2
+        key = key_of(stack, 0, sublayer)
+        found = moments_towards(model, stack, 0, sublayer, images, streams(double, images)[key])
+        torch.testing.assert_close(found.xt, 2 * moments(model, images)[key].xt, rtol=1e-3, atol=1e-4)

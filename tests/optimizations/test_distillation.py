@@ -101,7 +101,7 @@ def test_without_a_cache(tmp_path: Path, wide: str) -> None:
     )
     train(cached)
     train(asked)
-    assert not list((tmp_path / "b").rglob("_teacher_cache"))
+    assert not list((tmp_path / "b").rglob("_example_cache"))
     for name, value in weights(asked).items():
         torch.testing.assert_close(weights(cached)[name], value, rtol=1e-3, atol=1e-4)
     assert described(asked)["share_from_cache"] == 0

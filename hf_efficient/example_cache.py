@@ -1,10 +1,10 @@
-"""What a teacher said about each example, on disk: later epochs need no pass through it.
+"""What was computed of each example, on disk: what a teacher says, or frozen layers; later epochs only look it up.
 
 Shards of some hundred examples, each written atomically under a random name: processes never write one file, and a kill
 leaves whole shards only. Which shards count changes at `exchange` alone, and `state_dict` lists them: a training
 resumed from there looks examples up in the very same shards as the one that went on, and computes the same rest in the
-same batches. Shards written later are left aside, for what a teacher says depends in the last bits on the batch that an
-example came in.
+same batches. Shards written later are left aside, for what a model computes depends in the last bits on the batch that
+an example came in.
 """
 
 import logging
@@ -24,25 +24,26 @@ from hf_efficient.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "_teacher_cache"
+FOLDER = "_example_cache"
 """In a phase's folder; Trainer keeps names with this first letter from the Hub."""
 SHARD_EXAMPLES, SHARD_BYTES = 256, 64_000_000
 
 Row = dict[str, torch.Tensor]
-"""What the teacher said about one example: field -> tensor without padding."""
+"""What was computed of one example: field -> tensor without padding."""
 
 
-class TeacherCache:
-    """Rows of one teacher, by the key of their example.
+class ExampleCache:
+    """Rows of one model, by the key of their example.
 
     Args:
-        folder: of this teacher alone; made when needed.
+        owner: the optimization that computes them, for messages.
+        folder: of this model alone; made when needed.
         limit_bytes: of all shards together, beyond which nothing more is written.
         state: what `state_dict` gave, to see the same shards; None takes all that lie in ``folder``.
     """
 
-    def __init__(self, folder: Path, limit_bytes: float, state: Mapping[str, Any] | None = None):
-        self.folder, self.limit_bytes = folder, limit_bytes
+    def __init__(self, owner: str, folder: Path, limit_bytes: float, state: Mapping[str, Any] | None = None):
+        self.owner, self.folder, self.limit_bytes = owner, folder, limit_bytes
         self._files: dict[str, Any] = {}
         self._fields: dict[str, list[str]] = {}
         self._visible: dict[str, str] = {}  # key -> shard that every process sees
@@ -84,7 +85,7 @@ class TeacherCache:
         size = sum(tensor.nbytes for tensor in row.values())
         held = self._visible_bytes + (self._own_bytes + self._pending_bytes + size) * PartialState().num_processes
         if held > self.limit_bytes:
-            self._stop(f"the teacher cache is full ({self.limit_bytes / 1e9:g} GB)", "raise cache_gb to keep all")
+            self._stop(f"the cache is full ({self.limit_bytes / 1e9:g} GB)", "raise cache_gb to keep all")
             return
         self._pending[key] = row
         self._pending_bytes += size
@@ -116,7 +117,7 @@ class TeacherCache:
 
     def _stop(self, reason: str, remedy: str) -> None:
         if self._writes:
-            logger.warning("distillation: %s; it takes no more, and the teacher computes the rest: %s", reason, remedy)
+            logger.warning("%s: %s; it takes no more, and the rest is computed: %s", self.owner, reason, remedy)
         self._writes = False
 
     def _flush(self) -> None:
