@@ -120,7 +120,7 @@ class FrozenPrefix:
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._keys, self._known = [], None
-        if not model.training or not self._depth:
+        if not model.training or not self._depth or torch.compiler.is_compiling():
             return
         for module in [*self._before, *self._layers[: self._depth]]:
             module.eval()
@@ -147,6 +147,8 @@ class FrozenPrefix:
         return join(found, self._mask, device).to(found[0].dtype)
 
     def _forward(self, index: int, forward: Callable[..., Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return forward(hidden, *args, **kwargs)
         if self._known is not None and index < self._known_at and self._known_at in self._checked:
             return self._known
         if index == 0 and self._keys:
