@@ -50,7 +50,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(class_of(folder).from_pretrained(folder).state_dict())
 
 
-def test_run_leaves_everything_in_one_folder(recipe: Path, tmp_path: Path) -> None:
+def test_run_leaves_everything_in_one_folder(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0.2))
     result = run(recipe, runs=tmp_path / "runs")
     assert result is not None
     names = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
@@ -184,7 +185,11 @@ def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monk
     monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
     monkeypatch.setattr("hf_efficient.run.load", load_few_to_judge)
     stages = Recipe.load(name).stages
-    overrides = [f"stages.{stage}.training.max_steps=2" for stage in stages]
+    overrides = [
+        f"stages.{stage}.training.{setting}"
+        for stage in stages
+        for setting in ("max_steps=2", "per_device_train_batch_size=8")
+    ]
     if "compress" in stages:  # two steps teach nothing that could be measured or passed on
         pruning = "{keep_layers: [0, 2], calibration_batches: 2}"
         overrides.append(f"stages.compress.optimizations={{structured_pruning: {pruning}}}")

@@ -59,6 +59,7 @@ def test_a_vocabulary_is_bounded_by_what_occurs(made: Any) -> None:
 
 
 def test_what_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_efficient.cutting.costs.LEAST_SECONDS", 0.03)
     monkeypatch.setattr("hf_efficient.profiling.bounds.KINDS", {"torch": None, "openvino": KINDS["openvino"]})
     monkeypatch.setattr("hf_efficient.runtimes.OpenVINORuntime.packages", ("no_such_package",))
     found = profile(image_model(), image_examples(4).examples, pad, 4)
