@@ -147,18 +147,18 @@ class LayerFreezing(Optimization):
 
     @torch.no_grad()
     def _look(self, model: Any) -> list[float]:
-        """The speed of each layer since the last look; empty where none can be told."""
-        speeds = []
-        for index, layer in enumerate(_layers(model)):
-            squares = torch.zeros(())
+        """The speed of each layer since the last look, 0 where it is frozen; empty where none can be told."""
+        moved = [torch.zeros(())] * len(self._steps)
+        for index, layer in list(enumerate(_layers(model)))[len(self._steps) :]:
+            squares = torch.zeros((), device=next(layer.parameters()).device)
             for name, weight in layer.named_parameters():
                 kept = self._before.get(f"{index}.{name}")
                 if kept is not None:
-                    squares = squares.to(weight.device) + (weight.float() - kept).square().sum()
+                    squares = squares + (weight.float() - kept).square().sum()
                 self._before[f"{index}.{name}"] = weight.detach().float().clone()
-            speeds.append(squares.sqrt())
+            moved.append(squares.sqrt())
         passed, self._rate = self._rate, 0.0
-        return [speed.item() / passed for speed in speeds] if passed else []
+        return [each.item() / passed for each in moved] if passed else []
 
     def _freeze(self, model: Any, index: int, resumed: bool = False) -> None:
         frozen = list(_layers(model)[index].parameters())
@@ -181,13 +181,13 @@ class LayerFreezing(Optimization):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model = kwargs["model"]
-        count, trained = len(_layers(model)), sum(parameter.numel() for parameter in self._held)
+        count, held = len(_layers(model)), sum(parameter.numel() for parameter in self._held)
         spared = sum(state.global_step - step for step in self._steps)
         self._told = {
             "frozen_layers": len(self._steps),
             "of_layers": count,
             "after_steps": list(self._steps),
-            "frozen_share_of_parameters": round(trained / sum(p.numel() for p in model.parameters()), 4),
+            "frozen_share_of_parameters": round(held / sum(p.numel() for p in model.parameters()), 4),
             "layer_steps_spared": round(spared / max(1, count * state.global_step), 4),
         }
         if self._cache is not None and self._steps:
