@@ -146,16 +146,16 @@ class FrozenPrefix:
         device = next(self._layers.parameters()).device
         return join(found, self._mask, device).to(found[0].dtype)
 
-    def _forward(self, index: int, forward: Callable[..., Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    def _forward(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return forward(hidden, *args, **kwargs)
+            return forward(*args, **kwargs)
         if self._known is not None and index < self._known_at and self._known_at in self._checked:
             return self._known
         if index == 0 and self._keys:
             self._started = _now()
-            if hidden.requires_grad:
+            if next(iter([*args, *kwargs.values()])).requires_grad:
                 self._give_up("what comes before the first layer still learns")
-        output = forward(hidden, *args, **kwargs)
+        output = forward(*args, **kwargs)
         if self._keys and index == self._depth - 1:
             self._keep(output)
         return output

@@ -33,15 +33,14 @@ def _unread(given: Any) -> Any:
 class Pruning(Optimization):
     """Set weights of linear layers to zero, more and more of them, those first that matter least.
 
-    The number of zeros grows as in Zhu & Gupta 2017 (arXiv 1710.01878). What matters least is small, or moved towards
-    zero most in training (movement pruning, Sanh et al. 2020, arXiv 2005.07683). Embeddings, biases and norms stay.
+    The number of zeros grows as in Zhu & Gupta 2017 (arXiv 1710.01878). What matters least is small, or small and on
+    its way to zero (after movement pruning, Sanh et al. 2020, arXiv 2005.07683). Embeddings, biases and norms stay.
     """
 
     sparsity: float | None = None
     """Share of zeros at the end, from 0 to below 1; null: 0.5, or what the pattern says."""
     method: Literal["magnitude", "movement"] = "magnitude"
-    """What goes: the smallest weights, or those that training moves towards zero. Movement keeps more where few
-    weights stay, and needs a training that still learns."""
+    """What goes: the smallest weights, or those of them that training moves towards zero most steadily."""
     scope: Literal["layer", "global"] = "layer"
     """Where the share holds: in each weight matrix, or in all of them together."""
     pattern: Annotated[str, BeforeValidator(_unread)] = UNSTRUCTURED

@@ -76,6 +76,15 @@ def test_gradients_that_overflowed_or_are_missing_count_for_nothing() -> None:
     assert masked.movement.tolist() == [[0, 0, -3]]
     masked.take_gradient(moving=False)
     assert masked.movement.tolist() == [[0, 0, -3]]
+    assert masked.scores.tolist() == [[1, 2, 0]]
+
+
+def test_a_weight_that_goes_to_and_fro_counts_by_its_size() -> None:
+    masked = MaskedWeight(torch.nn.Parameter(torch.full((1, 4), -2.0)), moves=True)
+    for signs in ([1.0, 1.0, -1.0, 3.0], [1.0, -1.0, -1.0, -1.0]):
+        masked.weight.grad = torch.tensor([signs])
+        masked.take_gradient()
+    assert masked.scores.tolist() == [[4, 2, 0, 3]]
 
 
 def test_state_goes_back() -> None:
