@@ -29,7 +29,9 @@ from hf_efficient.rounding import Rounding, Scheme
 
 FINETUNE_EPOCHS, EPOCHS, RATE = 3, 1, 5e-5
 EXPORTS = {
+    "onnx-dynamic": ("onnx", "dynamic"),
     "onnx-dynamic-per-channel": ("onnx", "dynamic-per-channel"),
+    "onnx-static": ("onnx", "static"),
     "onnx-static-matmul": ("onnx", "static-matmul"),
     "openvino-static": ("openvino", "static"),
     "torchao-int8": None,

@@ -131,8 +131,6 @@ def test_with_a_cache_the_result_is_the_same(tmp_path: Path) -> None:
 
 def test_what_another_training_left_is_not_read(tmp_path: Path) -> None:
     """A training that was killed leaves its cache behind, of other weights."""
-    made = build(EfficientTrainer, EfficientTrainingArguments, tmp_path, optimizations={"layer_freezing": SOON})
-    made.train()
     (tmp_path / "_example_cache" / "layer_freezing").mkdir(parents=True)
     (tmp_path / "_example_cache" / "layer_freezing" / "old.safetensors").write_bytes(b"not read")
     trained(tmp_path, cache=True)

@@ -21,6 +21,7 @@ def made() -> Any:
         few = {kind: KINDS[kind] for kind in ("torch", "onnx", "onnx-dynamic")}
         patch.setattr("hf_efficient.profiling.bounds.KINDS", few)
         patch.setattr("hf_efficient.cutting.costs.LEAST_SECONDS", 0.03)
+        patch.setattr("hf_efficient.cutting.costs.ROUNDS", 3)
         examples = [
             {name: value.tolist() if hasattr(value, "tolist") else value for name, value in example.items()}
             for example in text_examples(16).examples
@@ -60,6 +61,7 @@ def test_a_vocabulary_is_bounded_by_what_occurs(made: Any) -> None:
 
 def test_what_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_efficient.cutting.costs.LEAST_SECONDS", 0.03)
+    monkeypatch.setattr("hf_efficient.cutting.costs.ROUNDS", 3)
     monkeypatch.setattr("hf_efficient.profiling.bounds.KINDS", {"torch": None, "openvino": KINDS["openvino"]})
     monkeypatch.setattr("hf_efficient.runtimes.OpenVINORuntime.packages", ("no_such_package",))
     found = profile(image_model(), image_examples(4).examples, pad, 4)
