@@ -157,10 +157,13 @@ def finish_without_measuring(self: Any, folder: Path, *args: Any) -> Path:
     return folder
 
 
-def load_few_to_judge(*args: Any, **kwargs: Any) -> DatasetDict:
-    data = load(*args, **kwargs)
-    few = {split: rows if split == "train" else rows.select(range(16)) for split, rows in data.items()}
-    return DatasetDict(few)
+def load_few(*args: Any, **kwargs: Any) -> DatasetDict:
+    """From all over the training data, so that each class is there; of the rest the first."""
+
+    def few(split: str, rows: Any) -> Any:
+        return rows.select(range(0, len(rows), max(1, len(rows) // 250)) if split == "train" else range(16))
+
+    return DatasetDict({split: few(split, rows) for split, rows in load(*args, **kwargs).items()})
 
 
 def test_nothing_to_resume(recipe: Path, tmp_path: Path) -> None:
@@ -181,9 +184,9 @@ def test_refusals_come_before_anything_is_written(recipe: Path, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", bundled())
 def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps of every stage, on its bundled sample, and few rows to judge them by."""
+    """Two steps of every stage, on few rows of its bundled sample."""
     monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
-    monkeypatch.setattr("hf_efficient.run.load", load_few_to_judge)
+    monkeypatch.setattr("hf_efficient.run.load", load_few)
     stages = Recipe.load(name).stages
     overrides = [
         f"stages.{stage}.training.{setting}"
