@@ -67,6 +67,9 @@ class ExampleCache:
         """Share of looked-up examples that were found, up to the last `exchange`, over all processes."""
         return self._totals[0] / self._totals[1] if self._totals[1] else 0.0
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._pending or key in self._visible or key in self._own
+
     def get(self, key: str) -> Row | None:
         self._lookups += 1
         row = self._pending.get(key)

@@ -75,6 +75,9 @@ def _bert(query: str = "query", key: str = "key", value: str = "value", position
     )
 
 
+_QKV = tuple(f"attention.{name}_proj" for name in "qkv")
+
+
 def _bart(side: str, after: tuple[str, str] = ("self_attn_layer_norm", "final_layer_norm")) -> LayerStack:
     """``after``: what takes the residual stream after each sublayer: its own norm, or the next one's."""
     attention = tuple(f"self_attn.{name}_proj" for name in "qkv")
@@ -91,13 +94,12 @@ def _bart(side: str, after: tuple[str, str] = ("self_attn_layer_norm", "final_la
 
 def _wav2vec2(stable: bool) -> LayerStack:
     """Norms come after sublayers, or before them where that is more stable."""
-    attention = tuple(f"attention.{name}_proj" for name in "qkv")
     dense = "feed_forward.intermediate_dense", "feed_forward.output_dense"
     after = ("final_layer_norm", "") if stable else ("layer_norm", "final_layer_norm")
     return LayerStack(
         "encoder.layers",
         sublayers=(
-            Sublayer(ATTENTION, attention, "attention.out_proj", after[0]),
+            Sublayer(ATTENTION, _QKV, "attention.out_proj", after[0]),
             Sublayer(FFN, dense[:1], dense[1], after[1]),
         ),
         when=("do_stable_layer_norm", stable),
@@ -113,7 +115,7 @@ _VIT = (
         sublayers=(
             Sublayer(
                 ATTENTION,
-                ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+                _QKV,
                 "attention.o_proj",
                 "layernorm_after",
                 count=("attention", "num_attention_heads"),
@@ -126,12 +128,11 @@ _VIT = (
 
 def _dinov2(gated: bool) -> LayerStack:
     inputs, output = (("gate_proj", "up_proj"), "down_proj") if gated else (("fc1",), "fc2")
-    attention = tuple(f"attention.{name}_proj" for name in "qkv")
     heads = ("attention", "num_attention_heads")
     return LayerStack(
         "encoder.layer",
         sublayers=(
-            Sublayer(ATTENTION, attention, "attention.o_proj", "norm2", count=heads, scale="layer_scale1.lambda1"),
+            Sublayer(ATTENTION, _QKV, "attention.o_proj", "norm2", count=heads, scale="layer_scale1.lambda1"),
             Sublayer(FFN, tuple(f"mlp.{name}" for name in inputs), f"mlp.{output}", "", scale="layer_scale2.lambda1"),
         ),
         width="",  # the config has a ratio, for both kinds of network

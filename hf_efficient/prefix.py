@@ -153,7 +153,7 @@ class FrozenPrefix:
             return self._known
         if index == 0 and self._keys:
             self._started = _now()
-            if next(iter([*args, *kwargs.values()])).requires_grad:
+            if [*args, *kwargs.values()][0].requires_grad:
                 self._give_up("what comes before the first layer still learns")
         output = forward(*args, **kwargs)
         if self._keys and index == self._depth - 1:
@@ -173,7 +173,8 @@ class FrozenPrefix:
         if self._depth not in self._kept_at:
             self._kept_at.append(self._depth)
         for key, row in zip(self._keys, split(output, self._mask), strict=True):
-            self.cache.put(f"{self._depth}-{key}", {"hidden": row.contiguous().clone()})  # type: ignore[union-attr]
+            if (name := f"{self._depth}-{key}") not in self.cache:  # type: ignore[operator]
+                self.cache.put(name, {"hidden": row.contiguous().clone()})  # type: ignore[union-attr]
         if self._trying and self._known is None and len(self._tried) < TRIED_BATCHES:
             start = _now()
             self._look_up(self._depth)

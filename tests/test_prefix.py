@@ -79,7 +79,9 @@ def test_known_batches_skip_the_layers(tmp_path: Path) -> None:
     mixed, logits = runs(model, ran, batch(3, start=2))
     assert mixed == [2]
     torch.testing.assert_close(logits, expected[2:5], rtol=1e-4, atol=1e-5)
+    kept = len(prefix.cache._pending)  # type: ignore[union-attr]
     assert runs(model, ran, batch(4, start=6))[0] == [0, 1, 2]  # two of them are new
+    assert len(prefix.cache._pending) == kept + 2  # type: ignore[union-attr]
     model.eval()
     ran.clear()
     model(**batch(8))

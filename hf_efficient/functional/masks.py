@@ -78,8 +78,8 @@ class MaskedWeight:
         """By which elements are ranked: magnitude; where movement is kept, times one plus how steadily it goes away
         from zero, so twice the magnitude or nothing where all steps agree.
 
-        The sum alone, as in the paper, ranks by noise until thousands of steps have been added up, and great weights
-        have the most of it: they go first.
+        The sum alone, as in the paper, did badly in trainings of some thousand steps; presumably it ranks by noise
+        until more have been added up, and great weights have the most of that.
         """
         size = self.dense.float().abs()
         if self.movement is None or self.travel is None:
@@ -111,9 +111,5 @@ class MaskedWeight:
         self.weight.copy_(dense.masked_fill(zero, 0))
 
     def state(self) -> dict[str, torch.Tensor]:
-        moved = {"movement": self.movement, "travel": self.travel}
-        return {
-            "zero": self.zero,
-            "hidden": self.hidden,
-            **{name: value for name, value in moved.items() if value is not None},
-        }
+        names = ("zero", "hidden") if self.movement is None else ("zero", "hidden", "movement", "travel")
+        return {name: getattr(self, name) for name in names}
