@@ -25,7 +25,7 @@ from hf_efficient.low_bit import load_low_bit
 from hf_efficient.measure import TorchRuntime
 from hf_efficient.optimizations import quantization
 from hf_efficient.optimizations.quantization import TARGETS
-from hf_efficient.rounding import Rounding, Scheme
+from hf_efficient.rounding import Rounding, Scheme, readers
 
 FINETUNE_EPOCHS, EPOCHS, RATE = 3, 1, 5e-5
 EXPORTS = {
@@ -104,7 +104,8 @@ def agreement(bench: Bench, target: str) -> dict[str, Any]:
         exported, theirs = judged(bench, served(made, target, Path(folder)))
         model = copy.deepcopy(made.model).float().eval()
         state = next(one for one in made.optimizations if one.name == "quantization").state_dict()
-        Rounding(TARGETS[target], state.get("ranges", {})).attach(model)
+        packed = readers(model, made.collate(made.examples(made.eval_dataset, 2)))
+        Rounding(TARGETS[target], state.get("ranges", {}), packed).attach(model)
         rounded, ours = judged(bench, TorchRuntime(model))
     return {"exported": exported, "rounded": rounded, "agreement": (ours == theirs).float().mean().item()}
 

@@ -101,8 +101,9 @@ def _onnx_dynamic(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_flo
 def _onnx_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights, ranges: Ranges) -> Any:
     from transformers import exporters
 
-    config = exporters.OnnxRuntimeStaticConfig(**int8)
-    return onnx_quantizer(config, [dict(b) for b in calibration], in_float, ranges, weights_only=int8 is _MATMUL)
+    weights_only = bool(ranges) or int8 is _MATMUL
+    config = exporters.OnnxRuntimeStaticConfig(**(_AS_TRAINED if ranges and int8 is not _MATMUL else int8))
+    return onnx_quantizer(config, [dict(batch) for batch in calibration], in_float, ranges, weights_only)
 
 
 def _openvino_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_float: Weights, ranges: Ranges) -> Any:
@@ -121,6 +122,12 @@ _MATMUL = {
 }
 """Only products with weights, and their inputs: they take most of the time, and int8 sums, norms, softmaxes and masks
 are where ONNX Runtime's static models go wrong."""
+_AS_TRAINED = {
+    "op_types_to_quantize": ["MatMul", "Gemm", "Gather"],
+    "per_channel": True,
+    "extra_options": {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Gather"]},
+}
+"""And embedding tables: what was rounded while the model was trained, and no more."""
 
 CANDIDATES: dict[tuple[str, str], Candidate] = {
     ("onnx", "none"): Candidate("onnx", {"ort_fusions": "cpu"}),

@@ -41,6 +41,7 @@ def onnx_quantizer(
                 if (weights_only and not constants) or any(_is_one_of(constant, in_float) for constant in constants)
             ]
             if weights_only:
+                names += [str(node.name) for node in model.graph if node.op_type == "Gather" and not _is_table(node)]
                 _read_apart(model, names)
             options = {**(self.config.extra_options or {}), "TensorQuantOverrides": dict(_overrides(model, ranges))}
             self.config = dataclasses.replace(self.config, nodes_to_exclude=names, extra_options=options)
@@ -90,6 +91,11 @@ def _onnx_products(model: "onnx_ir.Model") -> Iterator[tuple[Any, list[np.ndarra
         if node.op_type in ("MatMul", "Gemm"):
             values = [given.const_value for given in node.inputs if given is not None]
             yield node, [value.numpy() for value in values if value is not None]
+
+
+def _is_table(gather: Any) -> bool:
+    """Whether rows of a constant matrix are read, as from an embedding table."""
+    return gather.inputs[0].const_value is not None and len(gather.inputs[0].const_value.shape) == 2
 
 
 def _overrides(model: "onnx_ir.Model", ranges: Sequence[Range]) -> Iterator[tuple[str, list[dict[str, np.ndarray]]]]:

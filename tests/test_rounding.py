@@ -11,7 +11,7 @@ from hf_efficient.export import export
 from hf_efficient.functional.fake_quant import fake_quantize_weight, fixed_point
 from hf_efficient.guard import logits_of
 from hf_efficient.optimizations.quantization import TARGETS
-from hf_efficient.rounding import Rounding, Scheme
+from hf_efficient.rounding import Rounding, Scheme, readers
 from hf_efficient.trained_ranges import keep_ranges
 from tests.exports import CASES, pad, text
 
@@ -87,6 +87,23 @@ def test_embeddings_can_stay() -> None:
     assert torch.equal(model.bert.embeddings.word_embeddings.weight, fake_quantize_weight(table))
 
 
+def test_layers_that_read_the_same_share_a_scale() -> None:
+    model = text()
+    packed = readers(model, batch())
+    names = [f"bert.encoder.layer.{layer}.attention.self." for layer in range(len(model.bert.encoder.layer))]
+    assert packed == [[name + part for part in ("query", "key", "value")] for name in names]
+    group = [model.get_submodule(path) for path in packed[0]]
+    together = torch.cat([module.weight.detach() for module in group])
+    rounding = Rounding(Scheme("tensor"), packed=packed)
+    rounding.attach(model)
+    rounded = logits(model)
+    rounding.remove()
+    rounding.fold(model)
+    expected = fake_quantize_weight(together, per="tensor")
+    assert torch.allclose(torch.cat([module.weight for module in group]), expected, atol=1e-7)
+    assert torch.allclose(logits(model), rounded, atol=1e-5)
+
+
 def test_an_error_in_a_forward_pass_leaves_the_parameters() -> None:
     model = text()
     Rounding(SCHEMES["channel"]).attach(model)
@@ -120,11 +137,14 @@ def test_how_ranges_run_on() -> None:
     torch.testing.assert_close(rounding.ranges["0"], torch.tensor([-1.01, 3.97]))
 
 
-@pytest.mark.parametrize("target", ["onnx-dynamic-per-channel", "onnx-static-matmul", "openvino-static"])
+SERVED = ["onnx-dynamic", "onnx-dynamic-per-channel", "onnx-static", "onnx-static-matmul", "openvino-static"]
+
+
+@pytest.mark.parametrize("target", SERVED)
 def test_rounds_as_the_export_does(target: str, tmp_path: Path) -> None:
     model, examples = text(), CASES["text"].examples()
     plain = logits(model)
-    rounding = Rounding(TARGETS[target])
+    rounding = Rounding(TARGETS[target], packed=readers(model, batch()))
     rounding.attach(model.train())
     with torch.no_grad():
         model(**batch())  # not what calibration would see

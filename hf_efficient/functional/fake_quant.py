@@ -34,12 +34,15 @@ def fake_quantize_dynamic(values: torch.Tensor) -> torch.Tensor:
     return fake_quantize_range(values, found.min().float(), found.max().float())
 
 
-def fake_quantize_weight(weight: torch.Tensor, bits: int = 8, per: str = "channel", group: int = 32) -> torch.Tensor:
+def fake_quantize_weight(
+    weight: torch.Tensor, bits: int = 8, per: str = "channel", group: int = 32, scales: torch.Tensor | None = None
+) -> torch.Tensor:
     """``weight`` (out, ...) rounded to numbers symmetric to zero, 2^bits - 1 for each scale.
 
     Args:
         per: ``channel``, ``tensor``, or ``group``: a scale for each run of ``group`` numbers along a row; a row whose
             length is no multiple of that has one scale.
+        scales: distance of neighbouring numbers of each run, where they are not the weight's own (`weight_scales`).
     """
     runs = {"channel": len(weight), "tensor": 1, "group": len(weight)}[per]
     rows = weight.reshape(runs, -1)
@@ -47,9 +50,8 @@ def fake_quantize_weight(weight: torch.Tensor, bits: int = 8, per: str = "channe
         rows = rows.reshape(-1, group)
     most = 2 ** (bits - 1) - 1
     zeros = torch.zeros(len(rows), dtype=torch.int32, device=weight.device)
-    return torch.fake_quantize_per_channel_affine(rows, weight_scales(rows, bits), zeros, 0, -most, most).reshape(
-        weight.shape
-    )
+    scales = weight_scales(rows, bits) if scales is None else scales
+    return torch.fake_quantize_per_channel_affine(rows, scales, zeros, 0, -most, most).reshape(weight.shape)
 
 
 def weight_scales(runs: torch.Tensor, bits: int) -> torch.Tensor:

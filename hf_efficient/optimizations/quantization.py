@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.optimization import Context, Optimization, Order
-from hf_efficient.rounding import Rounding, Scheme
+from hf_efficient.rounding import Rounding, Scheme, readers
 from hf_efficient.trained_ranges import keep_ranges
 
 if TYPE_CHECKING:
@@ -76,12 +76,11 @@ class Quantization(Optimization):
             raise ConfigError(f"step must be greater than 0, got {self.step:g}")
         if self.computations and self.scheme != "fixed_point":
             raise ConfigError("computations goes with scheme: fixed_point; the target decides it for the others")
-        self._rounding: Rounding | None = None
+        self._rounding = Rounding(self._scheme)
         self.reset()
 
     def reset(self) -> None:
-        if self._rounding is not None:
-            self._rounding.remove()
+        self._rounding.remove()
         self._rounding = Rounding(self._scheme)
         self._first_step, self._modules = 0, 0
 
@@ -98,6 +97,9 @@ class Quantization(Optimization):
     def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
         if self.start == 1:
             warnings.warn("quantization with start=1 rounds nothing", NoEffectWarning, 2)
+        elif self._scheme.weights == "tensor":
+            batches = context.calibration(1)
+            self._rounding.packed = readers(model, batches[0]) if batches else ()
         return model
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -109,12 +111,10 @@ class Quantization(Optimization):
         self._begin(state, kwargs["model"])
 
     def _begin(self, state: Any, model: "nn.Module") -> None:
-        assert self._rounding is not None
         if self.start < 1 and state.global_step >= self._first_step and not self._rounding.attached:
             self._modules = self._rounding.attach(model)
 
     def finalize(self, model: "nn.Module") -> "nn.Module":
-        assert self._rounding is not None
         if self._rounding.attached:
             self._rounding.remove()
             self._rounding.fold(model)
@@ -122,10 +122,10 @@ class Quantization(Optimization):
         return model
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ranges": dict(self._rounding.ranges)} if self._rounding is not None and self._rounding.ranges else {}
+        return {"ranges": dict(self._rounding.ranges)} if self._rounding.ranges else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._rounding = Rounding(self._scheme, dict(state.get("ranges", {})))
+        self._rounding.ranges = dict(state.get("ranges", {}))
 
     def describe(self) -> dict[str, Any]:
         if not self._modules:
