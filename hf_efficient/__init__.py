@@ -36,6 +36,7 @@ _PUBLIC = {
     "ConfigError": "errors",
     "ConflictError": "errors",
     "DataError": "errors",
+    "DataPruning": "optimizations.data_pruning",
     "Distillation": "optimizations.distillation",
     "EfficientError": "errors",
     "EfficientMixin": "trainer",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.activation_checkpointing import ActivationCheckpointing as ActivationCheckpointing
     from hf_efficient.optimizations.adapters import Adapters as Adapters
     from hf_efficient.optimizations.compile import Compile as Compile
+    from hf_efficient.optimizations.data_pruning import DataPruning as DataPruning
     from hf_efficient.optimizations.distillation import Distillation as Distillation
     from hf_efficient.optimizations.layer_freezing import LayerFreezing as LayerFreezing
     from hf_efficient.optimizations.length_batching import LengthBatching as LengthBatching

@@ -50,14 +50,13 @@ class BatchMixin(_Base):
         makers = self._plan.overriding("batch_sampler")
         if not makers or not has_length(dataset):
             return super()._get_train_sampler(train_dataset)
-        lengths = lengths_of(dataset)
+        count, lengths, sampler = len(dataset), lengths_of(dataset), None  # type: ignore[arg-type]
         for maker in makers:
-            sampler = maker.batch_sampler(lengths, self.args)
-            if sampler is not None:
-                batches = len(sampler) * self.args.world_size
-                self._items = Items.of(dataset, lengths, self._loss_shifts_labels, batches)
-                return sampler
-        return super()._get_train_sampler(train_dataset)
+            sampler = maker.batch_sampler(count, lengths, self.args, sampler) or sampler
+        if sampler is None:
+            return super()._get_train_sampler(train_dataset)
+        self._items = Items.of(dataset, lengths, self._loss_shifts_labels, sampler.batches_per_pass)
+        return sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         makers = self._plan.overriding("evaluation_order")
@@ -187,7 +186,7 @@ class Items:
         total: in the training set.
         from_labels: counted from labels; else, where only the collator makes labels, tokens stand for them.
         shifted: the loss leaves the first label of a sequence out.
-        batches: batches of an epoch, over all processes.
+        batches: batches of a pass over it, over all processes.
     """
 
     total: int

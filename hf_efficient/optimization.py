@@ -9,7 +9,7 @@ Where its methods stand in the training of one phase (stock events abridged)::
         dataset = prepare_data(dataset)
         model = prepare_model(model, context)     before the optimizer exists
         batch = map_batch(batch)                  every batch from here on, evaluation's too
-        sampler = batch_sampler(lengths, args)
+        sampler = batch_sampler(count, lengths, args, formed)
         choose_optimizer(cls, settings, model)    what the optimizer is made from
         on_train_begin
         for epoch:
@@ -45,8 +45,8 @@ from hf_efficient.files import write_json
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers.trainer_pt_utils import BatchRebalanceSampler
 
+    from hf_efficient.passes import Passes
     from hf_efficient.timing import Runtime
 
 
@@ -69,6 +69,7 @@ class Order(IntEnum):
     """Where an optimization stands among others, whatever order the user lists them in."""
 
     DATA = 10
+    SELECTION = 15
     PRECISION = 20
     ADAPTER = 30
     STRUCTURE = 40
@@ -194,14 +195,18 @@ class Optimization(TrainerCallback):
         """The training set to use in this phase."""
         return dataset
 
-    def batch_sampler(self, lengths: "torch.Tensor | None", args: TrainingArguments) -> "BatchRebalanceSampler | None":
-        """This process's batches of the training set, as many in every epoch; None leaves them to the stock Trainer.
+    def batch_sampler(
+        self, count: int, lengths: "torch.Tensor | None", args: TrainingArguments, formed: "Passes | None"
+    ) -> "Passes | None":
+        """This process's batches of the training set, as many in every epoch; None leaves them as they are.
 
         The trainer weights a batch by what it holds, so that each example, or each labelled token where the loss is a
         mean over tokens, counts the same in batches of any size.
 
         Args:
+            count: examples in the training set.
             lengths: tokens of each example, shape (examples,); None where examples have no length of their own.
+            formed: what an optimization before this one gave; None: the stock Trainer forms batches.
         """
         return None
 

@@ -168,6 +168,11 @@ def settled_layers(before: Any, after: Any) -> bool:
     return moved(before.model.state_dict(), early) == {*"s012"} and moved(early, late) == {"2"}
 
 
+def fewer_steps(before: Any, after: Any) -> bool:
+    """Of two passes of six steps the second has four: 18 of 48 examples are left out."""
+    return after.state.global_step == 10 and after.optimizations[0].describe()["examples_spared"] == 18 / 96
+
+
 def less_padding(before: Any, after: Any) -> bool:
     masks = [batch["attention_mask"] for batch in before.get_train_dataloader()]
     random = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
@@ -194,6 +199,12 @@ ROWS = {
     "activation_checkpointing": Row({}, None, less_memory),
     "adapters": Row({"rank": 2, "alpha": 8.0}, None, thin_difference),
     "compile": Row({"backend": "eager"}, None, compiles),
+    "data_pruning": Row(
+        {"ending": 0.0},
+        {"ratio": 0.0},
+        fewer_steps,
+        distributed={"train_sampling_strategy": "random"},
+    ),
     "distillation": Row(
         {"alpha": 0.5, "hidden": 0.5, "attention": 0.5},
         {"alpha": 0.0, "hidden": 0.0},

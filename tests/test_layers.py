@@ -12,7 +12,7 @@ LAYERS = [
     {"families", "functional", "checkpoint", "pretrained"},
     {"blocks", "data", "example_cache"},
     {"optimization", "timing", "calibration", "capture", "rounding"},
-    {"teacher", "cutting", "sensitivity", "prefix"},
+    {"teacher", "cutting", "sensitivity", "prefix", "passes"},
     {"measure"},
     {"plan", "report", "picture", "wording", "quantizers"},
     {
@@ -53,6 +53,7 @@ INSTANCES = {
         "low_bit",
         "machine",
         "optimization",
+        "passes",
         "prefix",
         "pretrained",
         "rounding",

@@ -55,9 +55,9 @@ def test_together(pair: tuple[str, str], tmp_path: Path) -> None:
     if "dense_epochs" in arguments:  # long enough for adapters, too
         arguments["dense_epochs"] = 12
     optimizations = {name: ROWS[name].settings for name in pair}
-    options = {"optimizations": optimizations, "measure_seconds": 0, "save_strategy": "no", "max_steps": 4}
-    options.update(arguments)
-    made = build(EfficientTrainer, EfficientTrainingArguments, tmp_path, **options)
+    options = {"optimizations": optimizations, "measure_seconds": 0, "save_strategy": "no", **arguments}
+    length = {"per_device_train_batch_size": 16, "max_steps": 4}  # a whole pass of data_pruning, and some of the next
+    made = build(EfficientTrainer, EfficientTrainingArguments, tmp_path, **{**length, **options})
     set_seed(0)
     made.train()
     assert {one.name for one in made.optimizations} == set(pair)

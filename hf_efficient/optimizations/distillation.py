@@ -22,6 +22,7 @@ from hf_efficient.functional.distill import (
     soft_targets,
     squared_error,
 )
+from hf_efficient.functional.example_loss import shifts_labels
 from hf_efficient.functional.examples import counted_outputs, decoder_positions, positions
 from hf_efficient.functional.projector import Projector
 from hf_efficient.optimization import Context, Optimization, Order
@@ -207,7 +208,7 @@ class Distillation(Optimization):
         taught = self._teachers.outputs(inputs, self._cache)
         caught = _with_gradients(self._capture.take())
         logits = logits_of(outputs)
-        shifted = type(self._capture.model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+        shifted = shifts_labels(type(self._capture.model).__name__)
         counted = counted_outputs(inputs, logits, shifted)
         weights = counted.flatten(1).sum(1) if counted.dim() > 1 else counted
         total = loss

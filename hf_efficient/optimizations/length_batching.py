@@ -2,23 +2,22 @@
 
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.functional.batching import length_batches, padded_tokens
-from hf_efficient.optimization import Optimization, Order
+from hf_efficient.optimization import Order
+from hf_efficient.passes import FormsBatches, Passes
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
 @dataclass(eq=False, kw_only=True)
-class LengthBatching(Optimization):
+class LengthBatching(FormsBatches):
     """Batch examples of similar length, as many as a token budget holds.
 
     Batches come from shuffled windows, anew each epoch. Their sizes vary, and each example weighs the same whatever
@@ -40,18 +39,15 @@ class LengthBatching(Optimization):
             raise ConfigError(f"tokens_per_batch must be at least 1, got {self.tokens_per_batch}")
         if self.window_batches < 1:
             raise ConfigError(f"window_batches must be at least 1, got {self.window_batches}")
-        self.reset()
-
-    def reset(self) -> None:
-        self._sampler: LengthBatches | None = None
-        self._epoch = -1
 
     def check(self, context: Any) -> None:
         strategy = context.args.train_sampling_strategy
         if strategy != "random":
             raise ConfigError(f"length_batching forms the batches itself; drop train_sampling_strategy={strategy}")
 
-    def batch_sampler(self, lengths: torch.Tensor | None, args: "TrainingArguments") -> BatchRebalanceSampler | None:
+    def batch_sampler(
+        self, count: int, lengths: torch.Tensor | None, args: "TrainingArguments", formed: Passes | None
+    ) -> Passes | None:
         if lengths is None or lengths.unique().numel() <= 1:
             warnings.warn("length_batching: examples have no length, or all the same", NoEffectWarning, 2)
             return None
@@ -76,48 +72,22 @@ class LengthBatching(Optimization):
             batches = 1.02 * int(lengths.sum()) / self.tokens_per_batch
         return max(1, min(math.ceil(batches / per_step), len(lengths) // per_step))
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        self._epoch = math.floor(state.epoch or 0) - 1
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Stock tells the sampler its epoch too, but not on two processes when it resumes within one (5.24)
-        self._epoch += 1
-        if self._sampler is not None:
-            self._sampler.set_epoch(self._epoch)
-
     def describe(self) -> dict[str, Any]:
-        return {} if self._sampler is None else self._sampler.describe()
+        return self._sampler.describe() if isinstance(self._sampler, LengthBatches) else {}
 
 
-class LengthBatches(BatchRebalanceSampler):
-    """The batches of this process, epoch by epoch; as many in each epoch, whatever their sizes.
-
-    Trainer takes a `BatchRebalanceSampler` for a batch sampler that shares batches out among processes by itself. Of
-    the base only that is used.
-    """
+class LengthBatches(Passes):
+    """Examples of similar length together, as many padded tokens in each batch as in the others."""
 
     def __init__(self, lengths: torch.Tensor, args: "TrainingArguments", steps: int, window_batches: int):
-        self.tokens = lengths
-        self.steps, self.processes, self.accumulation = steps, args.world_size, args.gradient_accumulation_steps
-        self.rank = args.process_index
-        self.windows = round(len(self) * self.processes / window_batches)
-        self.seed = args.seed if args.data_seed is None else args.data_seed
-        self.epoch = 0
-        # accelerate hands the epoch on to a batch sampler's `sampler`
-        self.sampler = self
+        super().__init__(len(lengths), args, steps)
+        self.tokens, self.window_batches = lengths, window_batches
 
-    def __len__(self) -> int:
-        return self.steps * self.accumulation
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches(self.epoch)[self.rank :: self.processes])
-
-    def batches(self, epoch: int) -> list[list[int]]:
-        """All batches of an epoch: one for each process, then the next one for each, and so on."""
-        generator = torch.Generator().manual_seed(self.seed + epoch)
+    def form(self, examples: torch.Tensor, steps: int, number: int) -> list[list[int]]:
         per_step = self.processes * self.accumulation
-        return length_batches(self.tokens, self.steps, per_step, self.windows, generator)
+        windows = round(steps * per_step / self.window_batches)
+        formed = length_batches(self.tokens[examples], steps, per_step, windows, self.generator(number))
+        return [examples[batch].tolist() for batch in formed]
 
     def describe(self) -> dict[str, Any]:
         batches = self.batches(0)
