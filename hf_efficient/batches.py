@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from accelerate.utils import is_compiled_module
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, Trainer
@@ -159,6 +160,7 @@ class BatchMixin(_Base):
         Nothing declares it: several models take `num_items_in_batch` and return the micro-batch's mean all the same. So
         try: only a loss that counts halves when there are twice as many.
         """
+        model = model._orig_mod if is_compiled_module(model) else model  # type: ignore[assignment]  # traced for nothing
         model.eval()  # no dropout, so no random numbers are used up
         once, twice = (stock_loss(model, dict(inputs), num_items_in_batch=items * times) for times in (1, 2))
         model.train()
