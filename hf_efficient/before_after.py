@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers.trainer_utils import TrainOutput
-
+from hf_efficient.accounting import starved
 from hf_efficient.measure import Measurement, TorchRuntime, measure
 from hf_efficient.report import Report
 
@@ -28,23 +27,29 @@ class BeforeAfter:
         self.seconds = getattr(trainer.args, "measure_seconds", 2.0)
         self.before = self._snapshot()
 
-    def report(self, plan: "Plan", dense: TrainOutput | None, main: TrainOutput) -> Report | None:
-        """None where measuring is off, on other processes, and where the model could not be measured."""
+    def report(self, plan: "Plan", training: dict[str, dict[str, Any]]) -> Report | None:
+        """None where measuring is off, on other processes, and where the model could not be measured.
+
+        Args:
+            training: phase -> figures of its training.
+        """
         packed = self.trainer.finished if plan.overriding("pack") else None
         # On every process, though only the main one has a `before`: they evaluate together
         after = self._snapshot(packed)
         if not self.before or not after:
             return None
-        phases = {name: output for name, output in (("dense", dense), ("main", main)) if output is not None}
         return Report(
             title=f"{type(self.trainer.model).__name__}: before and after",
             before=self.before[0],
             after=after[0],
             metrics_before=self.before[1],
             metrics_after=after[1],
-            training={name: training_figures(output) for name, output in phases.items()},
+            training=training,
             changes=plan.describe(),
-            notes=["Metrics on evaluation data." if after[1] else "No evaluation data: no metrics."],
+            notes=[
+                "Metrics on evaluation data." if after[1] else "No evaluation data: no metrics.",
+                *starved(training),
+            ],
         )
 
     def _snapshot(self, folder: Path | None = None) -> tuple[Measurement, dict[str, float]] | None:
@@ -82,12 +87,3 @@ def plain_metrics(values: dict[str, float], prefix: str) -> dict[str, float]:
     named = {name.removeprefix(f"{prefix}_"): value for name, value in values.items()}
     metrics = {name: value for name, value in named.items() if name not in (*_CLOCK, "epoch")}
     return dict(sorted(metrics.items(), key=lambda item: item[0] == "loss"))
-
-
-def training_figures(output: TrainOutput) -> dict[str, float]:
-    """What a training cost, from what `train()` returned."""
-    return {
-        "seconds": output.metrics["train_runtime"],
-        "examples_per_second": output.metrics["train_samples_per_second"],
-        "epochs": output.metrics["epoch"],
-    }

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import enable_full_determinism, set_seed
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from hf_efficient.accounting import account, as_metrics, training_figures
 from hf_efficient.checkpoint import load_state, load_weights
 from hf_efficient.collation import map_batches, set_processor, states_of_model, unmap_batches
 from hf_efficient.errors import ConfigError
@@ -78,10 +79,10 @@ def train_phases(
     try:
         if model_init is not None:
             _new_model(trainer, model_init, trial)
-        dense_output = None
+        dense_output, training = None, {}
         if dense is not None and start.phase == DENSE:
             with _active(trainer, dense):
-                dense_output = _run(trainer, dense, start, stock_train)
+                dense_output, training[DENSE] = _run(trainer, dense, start, stock_train)
             save_final(trainer, dense.folder)
             _forget_optimizer(trainer)
             start = _Start(MAIN)
@@ -91,11 +92,11 @@ def train_phases(
         if dense is not None:
             set_seed(trainer.args.seed)  # the same start whether the dense phase just ended or was loaded
         with _active(trainer, main):
-            output = _run(trainer, main, start, stock_train)
+            output, training[MAIN] = _run(trainer, main, start, stock_train)
             _finish(trainer, plan)
             save_final(trainer, main.folder, plan)
             trainer.finished = main.folder / FINAL
-            trainer.report = comparison.report(plan, dense_output, output)
+            trainer.report = comparison.report(plan, training)
             write_final_card(trainer)
     finally:
         trainer.model_init = model_init
@@ -189,7 +190,10 @@ def _active(trainer: Any, phase: Phase) -> Iterator[None]:
             handler.add_callback(optimization)
 
 
-def _run(trainer: Any, phase: Phase, start: _Start, stock_train: Callable[..., TrainOutput]) -> TrainOutput:
+def _run(
+    trainer: Any, phase: Phase, start: _Start, stock_train: Callable[..., TrainOutput]
+) -> tuple[TrainOutput, dict[str, Any]]:
+    """What `train()` returned, with what the training did with its time in its metrics; and figures for the report."""
     if start.checkpoint is not None:
         _restore(phase.plan, start.checkpoint)
     map_batches(trainer, phase.plan)
@@ -200,7 +204,11 @@ def _run(trainer: Any, phase: Phase, start: _Start, stock_train: Callable[..., T
         set_processor(trainer, context.processor)
     trainer.model_wrapped = trainer.model
     _check_optimizer(trainer)
-    return stock_train(resume_from_checkpoint=start.checkpoint)
+    with account(trainer) as accounts:
+        output = stock_train(resume_from_checkpoint=start.checkpoint)
+    figures = accounts.figures(measure=getattr(trainer.args, "measure_seconds", 2.0) > 0)
+    output.metrics.update(as_metrics(figures))
+    return output, training_figures(output, figures)
 
 
 def _restore(plan: Plan, checkpoint: str) -> None:

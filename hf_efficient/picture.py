@@ -1,7 +1,7 @@
 """The picture of a report: one small chart per quantity, its sides beside each other."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 BEFORE_COLOUR, AFTER_COLOUR, EXPORTED_COLOUR = "#A6AEB8", "#0072B2", "#0B2A4A"  # told apart by lightness alone
 TEXT_COLOUR, MUTED_COLOUR = "#1F2328", "#57606A"
+PART_COLOURS = ("#E69F00", "#0072B2", "#56B4E9", "#009E73", "#A6AEB8", "#CC79A7", "#F0E442")
+"""Okabe and Ito: told apart by the colour-blind too."""
 PANEL_INCHES = {2: 2.5, 3: 3.0}
 """Width of a panel by its number of bars."""
 
@@ -69,3 +71,34 @@ def _draw(axes: Axes, panel: Panel, sides: Sequence[str]) -> None:
     axes.tick_params(axis="x", length=0, labelsize=11, labelcolor=TEXT_COLOUR)
     axes.spines[["top", "left", "right"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED_COLOUR)
+
+
+def training_time(shares: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Where each training's time went: training -> part -> share of 1."""
+    figure = Figure(figsize=(8.0, 1.6 + 0.5 * len(shares)), facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+    FigureCanvasAgg(figure)
+    stacked(figure.subplots(), shares, "Share of the training's time, %", columns=4)
+    return figure
+
+
+def stacked(axes: Axes, shares: Mapping[str, Mapping[str, float]], title: str, columns: int = 3) -> None:
+    """Lying bars of parts that add up to 100 %, the first on top: bar -> part -> share of 1, the same parts in each."""
+    start = dict.fromkeys(shares, 0.0)
+    for part, colour in zip(next(iter(shares.values())), PART_COLOURS, strict=False):
+        widths = [100 * bar[part] for bar in shares.values()]
+        bars = axes.barh(list(shares), widths, left=list(start.values()), color=colour, label=part, height=0.6)
+        texts = [f"{width:.0f}" if width >= 5 else "" for width in widths]
+        axes.bar_label(bars, labels=texts, label_type="center", fontsize=9, color=TEXT_COLOUR)
+        start = {name: start[name] + width for name, width in zip(shares, widths, strict=True)}
+    axes.set_title(title, fontsize=11, color=MUTED_COLOUR, parse_math=False)
+    axes.legend(ncols=columns, fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06))
+    lying(axes)
+
+
+def lying(axes: Axes) -> None:
+    """``axes`` of lying bars without what says nothing: the first bar on top, names at the left."""
+    axes.invert_yaxis()
+    axes.set_xticks([])
+    axes.tick_params(axis="y", length=0, labelsize=10, labelcolor=TEXT_COLOUR)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)

@@ -51,6 +51,8 @@ __all__ = ["NOT_MEASURED", "Report", "Row"]
 
 LOSERS = 5
 """Classes that are named at most."""
+SMALL = 0.005
+"""Share of a training's time that is not worth a word."""
 
 _SIDES = ("Before", "After", "Exported")
 
@@ -234,14 +236,16 @@ class Report:
 
     def _sections(self) -> dict[str, list[tuple[str, str]]]:
         """Everything beside rows and notes, as (name, text) lines under the heading that text and Markdown share."""
-        nested = all(isinstance(figures, Mapping) for figures in self.training.values())
-        phases = self.training if nested else {"all": self.training}
         return {
             "Classes that lost most": self._losers(),
             "How it was measured": list(self.conditions().items()),
             "What was changed": [(str(change.get("name", "?")), details(change)) for change in self.changes],
-            "Training": [(name, details(figures)) for name, figures in phases.items()],
+            "Training": [line for name, figures in self._phases().items() for line in _training(name, figures)],
         }
+
+    def _phases(self) -> dict[str, Any]:
+        nested = all(isinstance(figures, Mapping) for figures in self.training.values())
+        return self.training if nested else {"all": self.training}
 
     def _losers(self) -> list[tuple[str, str]]:
         """Classes of which the last side recognises less than before, the greatest drop first."""
@@ -318,7 +322,7 @@ class Report:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write report.json, report.md and report.png, each atomically.
+        """Write report.json, report.md, report.png and, where trainings were clocked, training.png, each atomically.
 
         Raises:
             ConfigError: one cannot be written.
@@ -326,7 +330,21 @@ class Report:
         folder = Path(folder)
         write_json(folder / "report.json", self.to_dict())
         self.plot(folder / "report.png")
+        shares = {name: figures["time"] for name, figures in self._phases().items() if figures.get("time")}
+        if shares:
+            from hf_efficient.picture import training_time
+
+            with atomic_path(folder / "training.png") as temporary:
+                training_time(shares).savefig(temporary, format="png", dpi=150)
         write_text(folder / "report.md", self.to_markdown("report.png"))
+
+
+def _training(name: str, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a training cost, and where its time went."""
+    shares = figures.get("time", {})
+    told = [(name, details({key: value for key, value in figures.items() if key != "time"}))]
+    parts = [f"{part} {share:.0%}" for part, share in shares.items() if share >= SMALL]
+    return [*told, (f"{name}, time", ", ".join(parts))] if shares else told
 
 
 def _row(

@@ -6,7 +6,7 @@ Layout of `runs/<recipe>/<time>/`::
     run.json        status, seed, versions, machine
     stages/<name>/  checkpoints while it trains, then final/
     metrics.json    validation and test metrics, before and after
-    report.json, report.md, report.png
+    report.json, report.md, report.png, training.png
     final/          the model and its card: AutoModel...from_pretrained("runs/.../final")
     exported/       the same for another runtime, where the recipe says so: exported_pipeline("runs/.../exported")
 """
@@ -27,7 +27,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import EvalPrediction, set_seed
 
 from hf_efficient import __version__
-from hf_efficient.before_after import plain_metrics, training_figures
+from hf_efficient.accounting import account, starved, training_figures
+from hf_efficient.before_after import plain_metrics
 from hf_efficient.candidates import require_choice
 from hf_efficient.card import write_card
 from hf_efficient.data import load
@@ -225,12 +226,12 @@ class _Job(Outcome):
         self.use(model)
         set_seed(self.recipe.seed)
         trainer = self.trainer(self.task.load_model(model), self.arguments(name, folder))
-        with PeakMemory() as memory:
+        with PeakMemory() as memory, account(trainer) as accounts:
             output = trainer.train(resume_from_checkpoint=_has_started(folder))
         if trainer.finished is None:
             save_final(trainer, folder)
         if PartialState().is_main_process:
-            training = {**training_figures(output), "peak_memory_mb": memory.peak_mb}
+            training = {**training_figures(output, accounts.figures()), "peak_memory_mb": memory.peak_mb}
             changes = Plan(trainer.optimizations).describe()
             history = trainer.state.log_history
             write_json(folder / STAGE_FILE, {"training": training, "changes": changes, "history": history})
@@ -281,6 +282,8 @@ class _Job(Outcome):
             metrics[self.judged]["exported"], classes["exported"] = self.judge_export(exported)
             notes.append(f"Export ({exported.format}, quantize {exported.quantize}): {exported.comparison}.")
         judged, measured = metrics[self.judged], self.measurement(after)
+        training = {name: stage["training"] for name, stage in stages.items()}
+        notes += starved(training)
         report = Report(
             title=f"{self.recipe.name}: before and after",
             before=measured if before == after else self.measurement(before),  # of one stage, the same to the bit
@@ -289,7 +292,7 @@ class _Job(Outcome):
             metrics_before=judged["before"],
             metrics_after=judged["after"],
             metrics_exported=judged.get("exported", {}),
-            training={name: stage["training"] for name, stage in stages.items()},
+            training=training,
             changes=[{"stage": name, **change} for name, stage in stages.items() for change in stage["changes"]],
             classes={side: found for side, found in classes.items() if found},
             notes=notes if refused is None else [*notes, f"No export: {refused}"],

@@ -7,13 +7,13 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"errors"},
-    {"settings", "files", "machine", "mind", "reading", "trained_ranges"},
+    {"settings", "files", "machine", "energy", "mind", "reading", "trained_ranges"},
     {"hub"},
     {"families", "functional", "checkpoint", "pretrained"},
     {"blocks", "data", "example_cache"},
     {"optimization", "timing", "calibration", "capture", "rounding"},
     {"teacher", "cutting", "sensitivity", "prefix", "passes"},
-    {"measure"},
+    {"measure", "accounting"},
     {"plan", "report", "picture", "wording", "quantizers"},
     {
         "arguments",

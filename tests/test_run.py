@@ -55,7 +55,7 @@ def test_run_leaves_everything_in_one_folder(recipe: Path, tmp_path: Path, monke
     result = run(recipe, runs=tmp_path / "runs")
     assert result is not None
     names = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
-    expected = {"recipe.yaml", "run.json", "metrics.json", "report.json", "report.md", "report.png"}
+    expected = {"recipe.yaml", "run.json", "metrics.json", "report.json", "report.md", "report.png", "training.png"}
     assert expected <= names
     assert {"final/config.json", "final/model.safetensors", "stages/finetune/final/config.json"} <= names
     assert not [name for name in names if "checkpoint-" in name or "tmp" in name or "training_args" in name]
