@@ -157,13 +157,14 @@ class Accounting(TrainerCallback):
         return told
 
     def _achieved(self, seconds: float) -> dict[str, float]:
+        model = cast(nn.Module, self.trainer.model)
         try:
-            operations = self._operations(cast(nn.Module, self.trainer.model))
+            operations = self._operations(model)
         except Exception as error:  # a finished training is worth more than its figures
             logger.warning("the model's operations could not be counted (%s: %s)", type(error).__name__, error)
             return {}
         rate = operations / seconds
-        return {"tflops": rate / 1e12, "mfu": rate / peak(self.device, _dtype(self.args))}
+        return {"tflops": rate / 1e12, "mfu": rate / peak(self.device, _dtype(self.args, model))}
 
     def _operations(self, model: nn.Module) -> float:
         """Floating-point operations of all forward and backward passes, in proportion to those of the last batch."""
@@ -182,8 +183,9 @@ def _rows(batch: Mapping[str, Any]) -> int:
     return next((len(value) for value in batch.values() if isinstance(value, torch.Tensor) and value.dim()), 0)
 
 
-def _dtype(args: TrainingArguments) -> torch.dtype:
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+def _dtype(args: TrainingArguments, model: nn.Module) -> torch.dtype:
+    """In which matrices are multiplied: that of mixed precision, else of the weights."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else next(model.parameters()).dtype
 
 
 @functools.cache
