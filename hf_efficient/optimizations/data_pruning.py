@@ -44,8 +44,10 @@ class DataPruning(FormsBatches):
     conflicts = frozenset({"distillation"})
 
     def __post_init__(self) -> None:
-        for setting, value in (("low", self.low), ("ratio", self.ratio), ("ending", self.ending)):
-            if not 0 <= value < 1 and not (setting == "low" and value == 1):
+        if not 0 <= self.low <= 1:
+            raise ConfigError(f"low must be from 0 to 1, got {self.low:g}")
+        for setting, value in (("ratio", self.ratio), ("ending", self.ending)):
+            if not 0 <= value < 1:
                 raise ConfigError(f"{setting} must be from 0 to below 1, got {value:g}")
         self.reset()
 
@@ -110,11 +112,11 @@ class DataPruning(FormsBatches):
         mean = (losses * counts).sum() / counts.sum().clamp_min(1)
         self._compare(loss.detach().float(), (scale * mean).detach())
         self._scores.note(batch, losses.detach())
-        weights = self._sampler.weights_at(self._position - 1)[batch].to(losses.device)
+        weights = self._sampler.weights_at(self._position - 1)[batch]
         if (weights == 1).all():
             return loss
-        more = ((weights - 1) * losses * counts).sum() / counts.sum().clamp_min(1)
-        return loss + scale * more
+        more = (weights - 1).to(losses.device) * losses * counts
+        return loss + scale * more.sum() / counts.sum().clamp_min(1)
 
     def _losses(self, batch: list[int], inputs: Mapping[str, Any], outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         labels = inputs.get("labels")
