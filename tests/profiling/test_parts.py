@@ -87,6 +87,7 @@ def test_time_is_found_where_it_is_spent(part: str, monkeypatch: pytest.MonkeyPa
     model = text_model().eval()
     SLOWED[part](model)
     found = time_parts(model, text_examples(8).examples, pad, 8)
+    del found[OVERHEAD]  # of a machine that is busy with something else it may be more than all
     assert max(found, key=found.__getitem__) == part, found
 
 
