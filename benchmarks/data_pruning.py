@@ -38,22 +38,9 @@ def trained(bench: Bench, seed: int, way: str) -> dict[str, Any]:
     few = data.select(range(640)) if bench.quick else data
     settings = {**FAST, "data_pruning": {}} if way == PRUNED else FAST
     with measurement_lock(), trainer(seed, train=few, num_train_epochs=EPOCHS, optimizations=settings) as made:
-        counted = _count_examples(made)
         seconds = made.train().metrics["train_runtime"]
-        examples = sum(counted)
-        return {"seconds": seconds, "examples": examples, "accuracy": accuracy(made, 100 if bench.quick else None)}
-
-
-def _count_examples(made: Any) -> list[int]:
-    """Examples in each batch that the model is trained on, as they come."""
-    counted: list[int] = []
-
-    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        if module.training:
-            counted.append(len(kwargs["input_ids"]))
-
-    made.model.register_forward_pre_hook(note, with_kwargs=True)
-    return counted
+        correct = accuracy(made, 100 if bench.quick else None)
+        return {"seconds": seconds, "examples": made.accounts.examples, "accuracy": correct}
 
 
 DEPENDS = (data_pruning, example_loss, passes, selection)

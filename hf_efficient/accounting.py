@@ -15,6 +15,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_efficient.energy import EnergyMeter
 from hf_efficient.machine import measurement_lock
+from hf_efficient.timing import matmul_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,15 @@ _ATTENTION = {
 """What torch's counter (2.13) leaves out: shapes of the arguments -> operations."""
 STARVED = 0.1
 """Share of the time spent waiting for data from which on the report says so."""
+
+
+def _marks(part: str) -> Any:
+    """The method of a callback for an event before which time was spent on ``part``."""
+
+    def event(self: "Accounting", args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._mark(part)
+
+    return event
 
 
 class Accounting(TrainerCallback):
@@ -87,30 +97,16 @@ class Accounting(TrainerCallback):
         self._meter = EnergyMeter()
         self._since = self._began = time.perf_counter()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._mark(DATA)
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._mark(BACKWARD)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._mark(BACKWARD)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._mark(OPTIMIZER)
+    on_step_begin = _marks(DATA)
+    on_substep_end = on_pre_optimizer_step = _marks(BACKWARD)
+    on_optimizer_step = _marks(OPTIMIZER)
+    on_log = _marks(REST)
+    on_evaluate = _marks(EVALUATION)
+    on_save = _marks(SAVING)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._mark(REST)
         self._sampling = self.device.type == "cpu" or state.global_step % SAMPLED == 0
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._mark(REST)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._mark(EVALUATION)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._mark(SAVING)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._mark(REST)
@@ -192,16 +188,8 @@ def _dtype(args: TrainingArguments, model: nn.Module) -> torch.dtype:
 def peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second in the multiplication of two large square matrices: the best of a few."""
     size = PEAK_SIZE.get(device.type, 8192)
-    left, right = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
-    times = []
     with measurement_lock():
-        for _ in range(PEAK_REPEATS):
-            start = time.perf_counter()
-            left @ right
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
-            times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+        return 2 * size**3 / matmul_seconds(dtype, size, size, device, PEAK_REPEATS)
 
 
 def training_figures(output: TrainOutput, accounted: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,10 +216,14 @@ def starved(phases: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 @contextlib.contextmanager
-def account(trainer: Trainer) -> Iterator[Accounting]:
-    """Account for the one `train()` of ``trainer`` that is called inside; it computes what it would without."""
+def account(trainer: Any) -> Iterator[Accounting]:
+    """Account for the one `train()` of ``trainer`` that is called inside; it computes what it would without.
+
+    The trainer keeps it as ``accounts``.
+    """
     accounting, before = Accounting(trainer), vars(trainer).get("compute_loss")
-    trainer.compute_loss = functools.partial(accounting.loss, trainer.compute_loss)  # type: ignore[method-assign]
+    trainer.accounts = accounting
+    trainer.compute_loss = functools.partial(accounting.loss, trainer.compute_loss)
     trainer.add_callback(accounting)
     try:
         yield accounting
@@ -239,4 +231,4 @@ def account(trainer: Trainer) -> Iterator[Accounting]:
         trainer.remove_callback(accounting)
         vars(trainer).pop("compute_loss", None)
         if before is not None:
-            trainer.compute_loss = before  # type: ignore[method-assign]
+            trainer.compute_loss = before

@@ -115,18 +115,18 @@ def _openvino_static(int8: Mapping[str, Any], calibration: Sequence[Inputs], in_
 
 _QUANTIZERS = {"onnx-dynamic": _onnx_dynamic, "onnx-static": _onnx_static, "openvino-static": _openvino_static}
 
-_MATMUL = {
-    "op_types_to_quantize": ["MatMul", "Gemm"],
-    "per_channel": True,
-    "extra_options": {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
-}
+
+def _only(*operators: str) -> dict[str, Any]:
+    """Settings of static int8 for ONNX Runtime that quantize these, by what they are given alone."""
+    types = list(operators)
+    outputs = {"OpTypesToExcludeOutputQuantization": types}
+    return {"op_types_to_quantize": types, "per_channel": True, "extra_options": outputs}
+
+
+_MATMUL = _only("MatMul", "Gemm")
 """Only products with weights, and their inputs: they take most of the time, and int8 sums, norms, softmaxes and masks
 are where ONNX Runtime's static models go wrong."""
-_AS_TRAINED = {
-    "op_types_to_quantize": ["MatMul", "Gemm", "Gather"],
-    "per_channel": True,
-    "extra_options": {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Gather"]},
-}
+_AS_TRAINED = _only("MatMul", "Gemm", "Gather")
 """And embedding tables: what was rounded while the model was trained, and no more."""
 
 CANDIDATES: dict[tuple[str, str], Candidate] = {

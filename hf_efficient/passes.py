@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from hf_efficient.optimization import Optimization
+from hf_efficient.errors import ConfigError
+from hf_efficient.optimization import Context, Optimization
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -57,18 +58,30 @@ class Passes(BatchRebalanceSampler):
         per_step = self.accumulation * self.processes
         return [part.tolist() for step in examples[order].tensor_split(steps) for part in step.tensor_split(per_step)]
 
+    def describe(self) -> dict[str, Any]:
+        """What an optimization tells of its batches."""
+        return {}
+
     def generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed + number)
 
 
 class FormsBatches(Optimization):
-    """Base of optimizations that have a `batch_sampler`, kept as ``_sampler``: tells it the epoch."""
+    """Base of optimizations that have a `batch_sampler`, kept as ``_sampler``: tells it the epoch, and what it is."""
 
     _sampler: Passes | None = None
     _epoch = -1
 
     def reset(self) -> None:
         self._sampler, self._epoch = None, -1
+
+    def check(self, context: Context) -> None:
+        strategy = context.args.train_sampling_strategy
+        if strategy != "random":
+            raise ConfigError(f"{self.name} forms the batches itself; drop train_sampling_strategy={strategy}")
+
+    def describe(self) -> dict[str, Any]:
+        return {} if self._sampler is None else self._sampler.describe()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)

@@ -36,18 +36,25 @@ class Panel:
     values: tuple[float | None, ...]
 
 
+def blank(width: float, height: float, title: str = "") -> Figure:
+    """A figure of so many inches, to be drawn on without pyplot: no window and no global state."""
+    figure = Figure(figsize=(width, height), facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=TEXT_COLOUR, parse_math=False)
+    return figure
+
+
 def before_after(
     title: str, panels: Sequence[Panel], sides: Sequence[str] = ("Before", "After"), footer: str = ""
 ) -> Figure:
-    """A figure of all ``panels`` in a row, drawn without pyplot: no window and no global state.
+    """A figure of all ``panels`` in a row.
 
     Args:
         sides: names of the bars of each panel.
     """
-    figure = Figure(figsize=(PANEL_INCHES[len(sides)] * max(len(panels), 2), 4.0), facecolor="white")
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=TEXT_COLOUR, parse_math=False)
+    figure = blank(PANEL_INCHES[len(sides)] * max(len(panels), 2), 4.0, title)
     figure.supxlabel(footer, x=0.012, ha="left", fontsize=9, color=MUTED_COLOUR, parse_math=False)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, panel, sides)
@@ -75,9 +82,7 @@ def _draw(axes: Axes, panel: Panel, sides: Sequence[str]) -> None:
 
 def training_time(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     """Where each training's time went: training -> part -> share of 1."""
-    figure = Figure(figsize=(8.0, 1.6 + 0.5 * len(shares)), facecolor="white")
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
-    FigureCanvasAgg(figure)
+    figure = blank(8.0, 1.6 + 0.5 * len(shares))
     stacked(figure.subplots(), shares, "Share of the training's time, %", columns=4)
     return figure
 

@@ -307,9 +307,7 @@ class Report:
         Raises:
             ConfigError: it cannot be written.
         """
-        with atomic_path(path) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box for a letter: no reason to stop
-            self._figure().savefig(temporary, format="png", dpi=150)
+        _draw(self._figure(), path)
 
     def _figure(self) -> "Figure":
         from hf_efficient.picture import Panel, before_after  # matplotlib takes a second to import
@@ -334,9 +332,14 @@ class Report:
         if shares:
             from hf_efficient.picture import training_time
 
-            with atomic_path(folder / "training.png") as temporary:
-                training_time(shares).savefig(temporary, format="png", dpi=150)
+            _draw(training_time(shares), folder / "training.png")
         write_text(folder / "report.md", self.to_markdown("report.png"))
+
+
+def _draw(figure: "Figure", path: str | Path) -> None:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box for a letter: no reason to stop
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _training(name: str, figures: Mapping[str, Any]) -> list[tuple[str, str]]:

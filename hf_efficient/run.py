@@ -11,6 +11,7 @@ Layout of `runs/<recipe>/<time>/`::
     exported/       the same for another runtime, where the recipe says so: exported_pipeline("runs/.../exported")
 """
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -226,12 +227,14 @@ class _Job(Outcome):
         self.use(model)
         set_seed(self.recipe.seed)
         trainer = self.trainer(self.task.load_model(model), self.arguments(name, folder))
-        with PeakMemory() as memory, account(trainer) as accounts:
+        # With optimizations, its phase accounts for itself
+        accounted = contextlib.nullcontext() if trainer.optimizations else account(trainer)
+        with PeakMemory() as memory, accounted:
             output = trainer.train(resume_from_checkpoint=_has_started(folder))
         if trainer.finished is None:
             save_final(trainer, folder)
         if PartialState().is_main_process:
-            training = {**training_figures(output, accounts.figures()), "peak_memory_mb": memory.peak_mb}
+            training = {**training_figures(output, trainer.accounts.figures()), "peak_memory_mb": memory.peak_mb}
             changes = Plan(trainer.optimizations).describe()
             history = trainer.state.log_history
             write_json(folder / STAGE_FILE, {"training": training, "changes": changes, "history": history})

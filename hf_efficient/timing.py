@@ -230,3 +230,16 @@ def _repeated(once: Callable[[], Any], least: int, seconds: float, limit_seconds
     while (spent := time.perf_counter() - start) < seconds or (len(results) < least and spent < limit_seconds):
         results.append(once())
     return results
+
+
+def matmul_seconds(dtype: torch.dtype, rows: int, width: int, device: torch.device, repeats: int) -> float:
+    """The shortest of ``repeats`` products (rows, width) x (width, width) in ``dtype``."""
+    left, right = (torch.ones(count, width, dtype=dtype, device=device) for count in (rows, width))
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        torch.mm(left, right)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])  # the first call sets the kernel up

@@ -28,6 +28,7 @@ from hf_efficient.phase import MAIN, train_phases
 from hf_efficient.plan import Plan, build_optimizations
 
 if TYPE_CHECKING:
+    from hf_efficient.accounting import Accounting
     from hf_efficient.export import ExportResult
     from hf_efficient.report import Report
 
@@ -47,6 +48,9 @@ class EfficientMixin(BatchMixin, _Base):
 
     finished: Path | None = None
     """Folder of the finished model, once `train` has run optimizations."""
+
+    accounts: "Accounting | None" = None
+    """What the last `train` that ran optimizations did with its time."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         args, kwargs = _configure(super().__init__, args, kwargs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from hf_efficient import EfficientTrainer, EfficientTrainingArguments, energy
+from hf_efficient import EfficientTrainer, EfficientTrainingArguments, Optimization, Order, energy
 from hf_efficient.accounting import DATA, EVALUATION, OPTIMIZER, PARTS, SAVING, account, as_metrics, peak, starved
 from hf_efficient.energy import EnergyMeter
 from tests.test_parity import assert_same_tensors, build
@@ -90,6 +90,23 @@ def test_finds_the_slow_part(part: str, tmp_path: Path) -> None:
     others = [seconds for name, seconds in accounts.spent.items() if name != part]
     if part in (DATA, OPTIMIZER):
         assert accounts.spent[part] > max(others)
+
+
+class SlowLoss(Optimization):
+    name = "slow_loss"
+    order = Order.LOSS
+
+    def loss(self, loss: Any, inputs: Any, outputs: Any, scale: Any) -> Any:
+        time.sleep(0.02)
+        return loss
+
+
+def test_what_an_optimization_adds_to_the_loss_is_forward(tmp_path: Path) -> None:
+    given = {"callbacks": [SlowLoss()]}
+    trainer = build(EfficientTrainer, EfficientTrainingArguments, tmp_path, given=given, measure_seconds=0)
+    trainer.train()
+    assert trainer.accounts.examples == 96
+    assert trainer.accounts.spent["forward"] > 0.9 * 12 * 0.02
 
 
 def test_gradient_accumulation(tmp_path: Path) -> None:

@@ -24,11 +24,16 @@ def soft_prune(
         left out.
     """
     lowest = torch.argsort(scores, stable=True)[: math.floor(low * len(scores))]
-    out = lowest[torch.randperm(len(lowest), generator=generator)[: math.floor(ratio * len(lowest))]]
+    out = lowest[torch.randperm(len(lowest), generator=generator)[: left_out(len(scores), low, ratio)]]
     weights = torch.ones(len(scores))
     weights[lowest] = len(lowest) / max(1, len(lowest) - len(out))
     weights[out] = 0
     return weights.nonzero().flatten(), weights * (1 - len(out) / len(scores))
+
+
+def left_out(count: int, low: float, ratio: float) -> int:
+    """How many of ``count`` examples `soft_prune` leaves out."""
+    return math.floor(ratio * math.floor(low * count))
 
 
 def steps_of_passes(whole: int, pruned: int, passes: int, ending: float) -> list[int]:

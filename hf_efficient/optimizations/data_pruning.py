@@ -12,7 +12,7 @@ import torch
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.functional.example_loss import example_losses, shifts_labels
-from hf_efficient.functional.selection import soft_prune, steps_of_passes
+from hf_efficient.functional.selection import left_out, soft_prune, steps_of_passes
 from hf_efficient.optimization import Context, Order
 from hf_efficient.passes import FormsBatches, Passes
 
@@ -53,25 +53,22 @@ class DataPruning(FormsBatches):
 
     def reset(self) -> None:
         super().reset()
-        self._scores: Scores | None = None
         self._saved: dict[str, Any] = {}
         self._position, self._compared = 0, False
 
     def check(self, context: Context) -> None:
+        super().check(context)
         if context.args.ignore_data_skip:
             raise ConfigError("data_pruning must know where in the data a training is; drop ignore_data_skip")
-        if context.args.train_sampling_strategy != "random":
-            strategy = context.args.train_sampling_strategy
-            raise ConfigError(f"data_pruning forms the batches itself; drop train_sampling_strategy={strategy}")
 
     def batch_sampler(
         self, count: int, lengths: torch.Tensor | None, args: "TrainingArguments", formed: Passes | None
     ) -> Passes | None:
         per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         formed = formed or Passes(count, args, math.ceil(count / per_step))
-        left_out = math.floor(self.ratio * math.floor(self.low * count))
-        most = (count - left_out) // (args.gradient_accumulation_steps * args.world_size)
-        pruned = max(1, min(math.ceil(formed.steps * (count - left_out) / count), most))
+        kept = count - left_out(count, self.low, self.ratio)
+        most = kept // (args.gradient_accumulation_steps * args.world_size)
+        pruned = max(1, min(math.ceil(formed.steps * kept / count), most))
         passes = self._passes(formed.steps, pruned, args)
         if pruned >= formed.steps or pruned not in passes:
             warnings.warn(
@@ -81,8 +78,7 @@ class DataPruning(FormsBatches):
                 2,
             )
             return None
-        self._scores = Scores(count, args, self._saved)
-        self._sampler = PrunedBatches(formed, args, passes, self._scores, self.low, self.ratio)
+        self._sampler = PrunedBatches(formed, args, passes, Scores(count, args, self._saved), self.low, self.ratio)
         return self._sampler
 
     def _passes(self, whole: int, pruned: int, args: "TrainingArguments") -> list[int]:
@@ -104,14 +100,14 @@ class DataPruning(FormsBatches):
         self._position = state.global_step * args.gradient_accumulation_steps
 
     def loss(self, loss: torch.Tensor, inputs: Mapping[str, Any], outputs: Any, scale: Any) -> torch.Tensor:
-        if not isinstance(self._sampler, PrunedBatches) or self._scores is None:
+        if not isinstance(self._sampler, PrunedBatches):
             return loss
         batch = self._sampler.take(self._position)
         self._position += 1
         losses, counts = self._losses(batch, inputs, outputs)
         mean = (losses * counts).sum() / counts.sum().clamp_min(1)
         self._compare(loss.detach().float(), (scale * mean).detach())
-        self._scores.note(batch, losses.detach())
+        self._sampler.scores.note(batch, losses.detach())
         weights = self._sampler.weights_at(self._position - 1)[batch]
         if (weights == 1).all():
             return loss
@@ -143,13 +139,10 @@ class DataPruning(FormsBatches):
         self._compared = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._sampler is None or self._scores is None else self._scores.state_dict()
+        return self._sampler.scores.state_dict() if isinstance(self._sampler, PrunedBatches) else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._saved = state
-
-    def describe(self) -> dict[str, Any]:
-        return self._sampler.describe() if isinstance(self._sampler, PrunedBatches) else {}
 
 
 class Scores:
@@ -236,7 +229,7 @@ class PrunedBatches(Passes):
         return self._pass(self._pass_at(position))[1]
 
     def describe(self) -> dict[str, Any]:
-        kept = self.count - math.floor(self.ratio * math.floor(self.low * self.count))
+        kept = self.count - left_out(self.count, self.low, self.ratio)
         seen = [self.count if steps == self.steps else kept for steps in self.passes]
         return {
             "passes": len(self.passes),

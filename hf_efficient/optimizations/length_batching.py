@@ -40,11 +40,6 @@ class LengthBatching(FormsBatches):
         if self.window_batches < 1:
             raise ConfigError(f"window_batches must be at least 1, got {self.window_batches}")
 
-    def check(self, context: Any) -> None:
-        strategy = context.args.train_sampling_strategy
-        if strategy != "random":
-            raise ConfigError(f"length_batching forms the batches itself; drop train_sampling_strategy={strategy}")
-
     def batch_sampler(
         self, count: int, lengths: torch.Tensor | None, args: "TrainingArguments", formed: Passes | None
     ) -> Passes | None:
@@ -71,9 +66,6 @@ class LengthBatching(FormsBatches):
             # a window's last batches are padded a little more than the mean: 2 % keeps nearly all within the budget
             batches = 1.02 * int(lengths.sum()) / self.tokens_per_batch
         return max(1, min(math.ceil(batches / per_step), len(lengths) // per_step))
-
-    def describe(self) -> dict[str, Any]:
-        return self._sampler.describe() if isinstance(self._sampler, LengthBatches) else {}
 
 
 class LengthBatches(Passes):

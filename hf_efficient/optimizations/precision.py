@@ -1,6 +1,5 @@
 """Mixed-precision training, chosen and checked on the machine at hand."""
 
-import time
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,6 +8,7 @@ import torch
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.optimization import Context, Optimization, Order, changed
+from hf_efficient.timing import matmul_seconds
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -101,14 +101,6 @@ def _agree(choice: tuple[str, str], args: "TrainingArguments") -> tuple[str, str
 
 def matmul_speedup(dtype: torch.dtype, rows: int = 512, width: int = 1024, repeats: int = 7) -> float:
     """How many times faster a (rows, width) x (width, width) product is in ``dtype`` than in fp32 on this CPU."""
-
-    def seconds(kind: torch.dtype) -> float:
-        left, right = torch.ones(rows, width, dtype=kind), torch.ones(width, width, dtype=kind)
-        times = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            torch.mm(left, right)
-            times.append(time.perf_counter() - start)
-        return min(times[1:])  # the first call sets the kernel up
-
-    return seconds(torch.float32) / seconds(dtype)
+    cpu = torch.device("cpu")
+    full, ours = (matmul_seconds(kind, rows, width, cpu, repeats) for kind in (torch.float32, dtype))
+    return full / ours

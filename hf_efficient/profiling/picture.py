@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hf_efficient.picture import AFTER_COLOUR, MUTED_COLOUR, TEXT_COLOUR, lying, stacked
+from hf_efficient.picture import AFTER_COLOUR, MUTED_COLOUR, blank, lying, stacked
 
 
 def profile_figure(
@@ -18,10 +17,7 @@ def profile_figure(
         speedups: technique and its ratio, the first on top.
         unit: what the ratios are.
     """
-    figure = Figure(figsize=(11.0, max(3.6, 1.4 + 0.34 * len(speedups))), facecolor="white")
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=TEXT_COLOUR, parse_math=False)
+    figure = blank(11.0, max(3.6, 1.4 + 0.34 * len(speedups)), title)
     left, right = figure.subplots(1, 2)
     stacked(left, shares, "Share of time and bytes, %")
     names = [name for name, _ in speedups]
