@@ -216,12 +216,15 @@ def starved(phases: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 @contextlib.contextmanager
-def account(trainer: Any) -> Iterator[Accounting]:
+def account(trainer: Any, accounting: Accounting | None = None) -> Iterator[Accounting]:
     """Account for the one `train()` of ``trainer`` that is called inside; it computes what it would without.
 
     The trainer keeps it as ``accounts``.
+
+    Args:
+        accounting: to do it with, in place of a plain one.
     """
-    accounting, before = Accounting(trainer), vars(trainer).get("compute_loss")
+    accounting, before = accounting or Accounting(trainer), vars(trainer).get("compute_loss")
     trainer.accounts = accounting
     trainer.compute_loss = functools.partial(accounting.loss, trainer.compute_loss)
     trainer.add_callback(accounting)

@@ -36,6 +36,14 @@ class EfficientFields:
         },
     )
 
+    autotune: bool = field(
+        default=False,
+        metadata={
+            "help": "Try ways to train for a few real steps each when the trainer is made, and take the fastest on "
+            "this machine. Settings that are given stay as they are."
+        },
+    )
+
     # Parsed from a JSON string by TrainingArguments
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "optimizations"]
 
@@ -52,9 +60,9 @@ class EfficientFields:
 
 @dataclass
 class EfficientTrainingArguments(EfficientFields, TrainingArguments):
-    """`transformers.TrainingArguments` plus `optimizations`, `dense_epochs` and `measure_seconds`."""
+    """`transformers.TrainingArguments` plus the fields of `EfficientFields`."""
 
 
 @dataclass
 class EfficientSeq2SeqTrainingArguments(EfficientFields, Seq2SeqTrainingArguments):
-    """`transformers.Seq2SeqTrainingArguments` plus the fields of `EfficientTrainingArguments`."""
+    """`transformers.Seq2SeqTrainingArguments` plus the fields of `EfficientFields`."""

@@ -29,7 +29,7 @@ Where its methods stand in the training of one phase (stock events abridged)::
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_efficient.passes import Passes
+    from hf_efficient.proposal import Observed, Proposal
     from hf_efficient.timing import Runtime
 
 
@@ -180,6 +181,14 @@ class Optimization(TrainerCallback):
     """Settings that hold a model, or a list of them: in a recipe it may be an earlier stage's, by the stage's name."""
 
     _trainer_ready = False
+
+    @classmethod
+    def proposals(cls, observed: "Observed") -> "Iterable[Proposal]":
+        """Settings that `hf_efficient.autotune` may try because training could be faster with them.
+
+        Not called where the user has listed the optimization. None where training arguments have decided already.
+        """
+        return ()
 
     def check(self, context: Context) -> None:
         """Raise `ConfigError` with the remedy when this cannot work on the device, model or data."""

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 OPTIMIZATIONS = {
     "activation_checkpointing": "hf_efficient.optimizations.activation_checkpointing:ActivationCheckpointing",
     "adapters": "hf_efficient.optimizations.adapters:Adapters",
+    "attention": "hf_efficient.optimizations.attention:Attention",
+    "channels_last": "hf_efficient.optimizations.channels_last:ChannelsLast",
     "compile": "hf_efficient.optimizations.compile:Compile",
+    "data_loading": "hf_efficient.optimizations.data_loading:DataLoading",
     "data_pruning": "hf_efficient.optimizations.data_pruning:DataPruning",
     "deduplication": "hf_efficient.optimizations.deduplication:Deduplication",
     "distillation": "hf_efficient.optimizations.distillation:Distillation",
@@ -28,6 +31,7 @@ OPTIMIZATIONS = {
     "pruning": "hf_efficient.optimizations.pruning:Pruning",
     "quantization": "hf_efficient.optimizations.quantization:Quantization",
     "structured_pruning": "hf_efficient.optimizations.structured_pruning:StructuredPruning",
+    "threads": "hf_efficient.optimizations.threads:Threads",
     "vocabulary_trimming": "hf_efficient.optimizations.vocabulary_trimming:VocabularyTrimming",
     "weight_fusion": "hf_efficient.optimizations.weight_fusion:WeightFusion",
 }

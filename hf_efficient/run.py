@@ -50,6 +50,7 @@ from hf_efficient.recipe import STAGE_DEFAULTS, Recipe, training_values, with_st
 from hf_efficient.report import Report
 from hf_efficient.settings import parse
 from hf_efficient.task import get_task
+from hf_efficient.tuning import Tuning
 from hf_efficient.wording import details
 
 EXPORTED = "exported"
@@ -120,6 +121,22 @@ def run(
         recipe = Recipe.load(folder / "recipe.yaml")
     job = _Job.prepare(recipe)
     return job.run(folder or _new_folder(Path(runs), recipe))
+
+
+def autotune(recipe: str | Path, overrides: Sequence[str] = (), *, folder: Path) -> Tuning | None:
+    """What autotune finds for the first stage of ``recipe``, with ``overrides``, written to ``folder``; nothing trains.
+
+    Returns:
+        the choice; None on processes other than the main one.
+
+    Raises:
+        ConfigError, DataError, MissingDependencyError: bad input.
+    """
+    stage = next(iter(Recipe.load(recipe, overrides).stages))
+    job = _Job.prepare(Recipe.load(recipe, [*overrides, f"stages.{stage}.training.autotune=true"]))
+    set_seed(job.recipe.seed)
+    trainer = job.trainer(job.task.load_model(job.recipe.model), job.arguments(stage, folder))
+    return trainer.tuning if PartialState().is_main_process else None
 
 
 def newest_unfinished(runs: Path, name: str) -> Path:
@@ -235,6 +252,8 @@ class _Job(Outcome):
             save_final(trainer, folder)
         if PartialState().is_main_process:
             training = {**training_figures(output, trainer.accounts.figures()), "peak_memory_mb": memory.peak_mb}
+            if trainer.tuning is not None:
+                training["autotune_seconds"] = trainer.tuning.tuning_s
             changes = Plan(trainer.optimizations).describe()
             history = trainer.state.log_history
             write_json(folder / STAGE_FILE, {"training": training, "changes": changes, "history": history})

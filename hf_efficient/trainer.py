@@ -21,16 +21,18 @@ from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
 from hf_efficient.batches import BatchMixin
 from hf_efficient.checkpoint import load_state, load_weights, save_state
 from hf_efficient.collation import processor_of
+from hf_efficient.configure import configure
 from hf_efficient.errors import ConfigError
 from hf_efficient.functional.batching import by_length
 from hf_efficient.optimization import Context, Optimization, Served, overrides
 from hf_efficient.phase import MAIN, train_phases
-from hf_efficient.plan import Plan, build_optimizations
+from hf_efficient.plan import Plan
 
 if TYPE_CHECKING:
     from hf_efficient.accounting import Accounting
     from hf_efficient.export import ExportResult
     from hf_efficient.report import Report
+    from hf_efficient.tuning import Tuning
 
     _Base = Trainer
 else:
@@ -52,8 +54,11 @@ class EfficientMixin(BatchMixin, _Base):
     accounts: "Accounting | None" = None
     """What the last `train` that ran optimizations did with its time."""
 
+    tuning: "Tuning | None" = None
+    """What `args.autotune` found."""
+
     def __init__(self, *args: Any, **kwargs: Any):
-        args, kwargs = _configure(super().__init__, args, kwargs)
+        args, kwargs, self.tuning = configure(self, EfficientMixin.__init__, super().__init__, args, kwargs)
         super().__init__(*args, **kwargs)
 
     @property
@@ -257,43 +262,6 @@ class EfficientMixin(BatchMixin, _Base):
         """
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return self.phase is not None and not sharded and isinstance(self.model, PreTrainedModel)
-
-
-def _configure(init: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """The constructor arguments of a Trainer after its optimizations have seen them; untouched where there are none."""
-    bound = inspect.signature(init).bind(*args, **kwargs)
-    extra = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
-    given = {**bound.arguments.get(extra, {}), **bound.arguments} if extra else bound.arguments
-    training_args = given.get("args")
-    callbacks = [_instance(callback) for callback in given.get("callbacks") or []]
-    from_args = build_optimizations(getattr(training_args, "optimizations", None))
-    plan = Plan([*from_args, *(callback for callback in callbacks if isinstance(callback, Optimization))])
-    if not plan:
-        return args, kwargs
-    if training_args is None:
-        raise ConfigError(
-            f"{next(iter(plan)).name} needs training arguments: pass args=EfficientTrainingArguments(...)"
-        )
-    if (given.get("optimizers") or (None,))[0] is not None or given.get("optimizer_cls_and_kwargs") is not None:
-        for optimization in plan.overriding("choose_optimizer"):
-            raise ConfigError(
-                f"{optimization.name} chooses the optimizer, but optimizers= or optimizer_cls_and_kwargs= gives one; "
-                "drop either"
-            )
-    model = given.get("model")
-    model = model if isinstance(model, nn.Module) else None
-    plan.check(Context(args=training_args, model=model, processor=given.get("processing_class")))
-    changed = {"args": plan.configure(training_args), "callbacks": [*callbacks, *from_args]}
-    for optimization in plan:
-        optimization.attach()
-    for name in changed:
-        bound.arguments.pop(name, None)
-    return bound.args, {**bound.kwargs, **changed}
-
-
-def _instance(callback: Any) -> Any:
-    is_class = isinstance(callback, type) and issubclass(callback, Optimization)
-    return callback() if is_class else callback
 
 
 @functools.cache

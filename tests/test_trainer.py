@@ -225,7 +225,15 @@ class TestStockTrainer:
 
     def test_has_all_hooks_listed(self) -> None:
         own = {name for name in vars(Optimization) if not name.startswith(("_", "on_"))}
-        told = {"describe", "attach", "conflicts", "needs_first_weights", "needs_original", "stage_settings"}
+        told = {
+            "describe",
+            "attach",
+            "proposals",
+            "conflicts",
+            "needs_first_weights",
+            "needs_original",
+            "stage_settings",
+        }
         passive = {"check", "reset", "state_dict", "load_state_dict", *told}
         assert set(EFFICIENT_METHODS) == own - passive
 

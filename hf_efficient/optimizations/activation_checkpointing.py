@@ -2,11 +2,13 @@
 
 import inspect
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.optimization import Context, Optimization, Order, changed
+from hf_efficient.proposal import Observed, Proposal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +32,11 @@ class ActivationCheckpointing(Optimization):
 
     def reset(self) -> None:
         self._layers: dict[str, int] = {}
+
+    @classmethod
+    def proposals(cls, observed: Observed) -> Iterable[Proposal]:
+        if observed.out_of_memory:  # it never saves time
+            yield Proposal()
 
     def check(self, context: Context) -> None:
         model = context.model

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.functional.batching import length_batches, padded_tokens
 from hf_efficient.optimization import Order
 from hf_efficient.passes import FormsBatches, Passes
+from hf_efficient.proposal import Observed, Proposal
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -39,6 +41,16 @@ class LengthBatching(FormsBatches):
             raise ConfigError(f"tokens_per_batch must be at least 1, got {self.tokens_per_batch}")
         if self.window_batches < 1:
             raise ConfigError(f"window_batches must be at least 1, got {self.window_batches}")
+
+    @classmethod
+    def proposals(cls, observed: Observed) -> Iterable[Proposal]:
+        lengths, args = observed.lengths, observed.args
+        if lengths is None or args.train_sampling_strategy != "random" or int(lengths.max()) == int(lengths.min()):
+            return
+        order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(args.seed))
+        padded = padded_tokens(lengths, [batch.tolist() for batch in order.split(args.train_batch_size)])
+        padding = 1 - int(lengths.sum()) / padded
+        yield Proposal(gain=padding * observed.computing)
 
     def batch_sampler(
         self, count: int, lengths: torch.Tensor | None, args: "TrainingArguments", formed: Passes | None

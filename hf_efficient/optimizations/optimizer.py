@@ -2,7 +2,7 @@
 
 import importlib.util
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from hf_efficient.errors import ConfigError, MissingDependencyError, NoEffectWar
 from hf_efficient.functional.optimizer_state import adamw_state_bytes, embedding_parameters, optimizer_state_bytes
 from hf_efficient.machine import compiler_missing
 from hf_efficient.optimization import Context, Optimization, Order, changed
+from hf_efficient.proposal import Observed, Proposal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -106,6 +107,18 @@ class Optimizer(Optimization):
             raise MissingDependencyError(f"optimizer.kind={self.kind}", kind.package, kind.package)
         if kind.package == "torchao" and (missing := compiler_missing(device)):
             raise ConfigError(f"optimizer.kind={self.kind} compiles its update step, which {missing}")
+
+    @classmethod
+    def proposals(cls, observed: Observed) -> Iterable[Proposal]:
+        args = observed.args
+        if args.optim != type(args).optim:
+            return
+        updating = observed.updating
+        for kind, device in (("adamw_8bit", "cuda"), ("adamw", None)):
+            package = KINDS[kind].package
+            fits = device in (None, args.device.type) and (not package or importlib.util.find_spec(package))
+            if fits and KINDS[kind].optim != args.optim:
+                yield Proposal({"kind": kind}, gain=updating / 2)
 
     def configure(self, args: "TrainingArguments") -> "TrainingArguments":
         optim = KINDS[self.kind].optim

@@ -1,6 +1,7 @@
 """Mixed-precision training, chosen and checked on the machine at hand."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,10 +9,13 @@ import torch
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.optimization import Context, Optimization, Order, changed
+from hf_efficient.proposal import Observed, Proposal
 from hf_efficient.timing import matmul_seconds
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+_TORCH = {"bf16": "bfloat16", "fp16": "float16"}
 
 WORTHWHILE = 1.2
 """A CPU's bf16 must beat fp32 by this factor in a bare matrix product: autocast's conversions cost time as well."""
@@ -34,6 +38,16 @@ class Precision(Optimization):
     def __post_init__(self) -> None:
         self._chosen: str | None = None
         self._reason = ""
+
+    @classmethod
+    def proposals(cls, observed: Observed) -> Iterable[Proposal]:
+        args = observed.args
+        if args.bf16 or args.fp16:
+            return
+        computing = observed.computing
+        for dtype in supported(args.device.type)[1:]:
+            speedup = matmul_speedup(getattr(torch, _TORCH[dtype]), device=args.device)
+            yield Proposal({"dtype": dtype}, gain=(1 - 1 / speedup) * computing)
 
     def check(self, context: Context) -> None:
         device = context.args.device.type
@@ -99,8 +113,13 @@ def _agree(choice: tuple[str, str], args: "TrainingArguments") -> tuple[str, str
     return shared[0]
 
 
-def matmul_speedup(dtype: torch.dtype, rows: int = 512, width: int = 1024, repeats: int = 7) -> float:
-    """How many times faster a (rows, width) x (width, width) product is in ``dtype`` than in fp32 on this CPU."""
-    cpu = torch.device("cpu")
-    full, ours = (matmul_seconds(kind, rows, width, cpu, repeats) for kind in (torch.float32, dtype))
+def matmul_speedup(
+    dtype: torch.dtype,
+    rows: int = 512,
+    width: int = 1024,
+    repeats: int = 7,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  # immutable
+) -> float:
+    """How many times faster a (rows, width) x (width, width) product is in ``dtype`` than in fp32."""
+    full, ours = (matmul_seconds(kind, rows, width, device, repeats) for kind in (torch.float32, dtype))
     return full / ours

@@ -15,7 +15,7 @@ from hf_efficient import (
     NoEffectWarning,
 )
 from hf_efficient.functional.memory import TensorBytes
-from tests.test_contract import train
+from tests.effects import train
 from tests.test_parity import assert_same_tensors, build
 from tests.tiny import KINDS, LAYERS, text_model
 

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_efficient import Compile, ConfigError, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning
 from hf_efficient.plan import build_optimizations
-from tests.test_contract import train
+from tests.effects import train
 from tests.test_parity import build
 
 

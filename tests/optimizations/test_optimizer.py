@@ -23,7 +23,8 @@ from hf_efficient import (
 from hf_efficient.functional.optimizer_state import optimizer_state_bytes
 from hf_efficient.optimizations.optimizer import KINDS, supported
 from hf_efficient.plan import build_optimizations
-from tests.test_contract import StopMain, train
+from tests.effects import train
+from tests.test_contract import StopMain
 from tests.test_parity import assert_same_tensors, build
 
 LOW_BIT = [name for name in supported("cpu") if KINDS[name].low_bit]

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning, Precision
 from hf_efficient.optimizations import precision
 from hf_efficient.plan import build_optimizations
-from tests.test_contract import OutputTypes
+from tests.effects import OutputTypes
 from tests.test_parity import build
 
 

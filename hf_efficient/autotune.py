@@ -1,0 +1,285 @@
+"""Autotune: the fastest way to train on the machine at hand, found by trying ways for a few real steps each.
+
+What is tried is what the optimizations propose (`Optimization.proposals`); every trial is a trainer of the user's own
+class on the user's own data. A way is only tried if the most that it could save over the whole training is more than
+trying it costs. Among those tried, the faster half goes on to twice as many steps until one is left (successive
+halving: Jamieson and Talwalkar 2016, arXiv 1502.07943).
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from hf_efficient import __version__
+from hf_efficient.accounting import BACKWARD, DATA, FORWARD, OPTIMIZER
+from hf_efficient.errors import ConfigError
+from hf_efficient.machine import machine
+from hf_efficient.optimization import Order, changed
+from hf_efficient.plan import OPTIMIZATIONS, optimization_class
+from hf_efficient.proposal import Observed, Proposal
+from hf_efficient.trial import OUT_OF_MEMORY, WARM_UP, Trial, mean_loss_within, plain, run_trial
+from hf_efficient.tuning import Row, Tuning, remembered
+
+logger = logging.getLogger(__name__)
+
+STEPS = 4
+"""That count in the first round of trials."""
+ROUNDS = 3
+WORTHWHILE = 0.03
+"""Less than this share of the time is not worth a change."""
+CLOSE = 0.15
+"""Ways that differ by less are timed again, in turn with each other, before one is preferred."""
+BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train: what is added to the user's training arguments."""
+
+    optimizations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def with_proposal(self, name: str, proposal: Proposal) -> "Way":
+        named = {} if name == BATCH else {name: dict(proposal.settings)}
+        return Way({**self.optimizations, **named}, {**self.args, **proposal.args})
+
+    def arguments(self, args: TrainingArguments) -> TrainingArguments:
+        """``args`` as this way has them; the user's own optimizations stay."""
+        if not self.optimizations and not self.args:
+            return args
+        listed = {**(getattr(args, "optimizations", None) or {}), **self.optimizations}
+        return changed(args, optimizations=listed, **self.args)
+
+
+class Tuner:
+    """Finds the fastest `Way`.
+
+    Args:
+        build: from training arguments to a trainer with a model of its own.
+        args: the user's.
+        model: what is trained, to be looked at.
+        lengths: tokens of each training example, or None.
+        taken: names of optimizations that the user has decided about.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[TrainingArguments], Trainer],
+        args: TrainingArguments,
+        model: nn.Module,
+        lengths: torch.Tensor | None,
+        taken: Iterable[str] = (),
+    ):
+        self.build, self.args, self.model, self.lengths = build, _without_later(args), model, lengths
+        self.taken = frozenset(taken)
+        self.rows: list[Row] = []
+        self.way, self.best = Way(), Trial()
+
+    def tune(self) -> Tuning:
+        """Try, and tell what was tried.
+
+        Raises:
+            ConfigError: nothing that was tried fits into memory.
+        """
+        began = time.perf_counter()
+        self.best = self._try("as given", Way(), STEPS)
+        reference = self.best
+        for name, proposals in self._groups():
+            self._choose(name, proposals)
+        if self.best.error:
+            raise ConfigError(
+                f"autotune: training as given fails ({self.best.error}), and nothing that was tried helps; take a "
+                "smaller per_device_train_batch_size with more gradient_accumulation_steps, or shorter examples"
+            )
+        return Tuning(
+            optimizations=self.way.optimizations,
+            args=self.way.args,
+            before_s=None if reference.error else reference.seconds,
+            expected_s=self.best.seconds,
+            expected_error_s=self.best.error_of_seconds,
+            tuning_s=time.perf_counter() - began,
+            rows=self.rows,
+        )
+
+    def _groups(self) -> Iterable[tuple[str, list[Proposal]]]:
+        """Optimization -> what it proposes when its turn has come; those that are expensive to try come last."""
+        if self.best.error:
+            yield BATCH, list(_smaller_batches(self.args))
+        waiting = [optimization_class(name, "autotune") for name in OPTIMIZATIONS if name not in self.taken]
+        waiting.sort(key=lambda cls: cls.order)
+        late = []
+        for cls in waiting:
+            proposals = list(cls.proposals(self._observed()))
+            if any(proposal.setup_seconds for proposal in proposals):
+                late.append(cls)
+            else:
+                yield cls.name, proposals
+        for cls in late:
+            yield cls.name, list(cls.proposals(self._observed()))
+
+    def _observed(self) -> Observed:
+        def share(*parts: str) -> float:
+            return sum(self.best.shares.get(part, 0.0) for part in parts)
+
+        return Observed(
+            args=self.way.arguments(self.args),
+            model=self.model,
+            lengths=self.lengths,
+            computing=share(FORWARD, BACKWARD),
+            updating=share(OPTIMIZER),
+            waiting=share(DATA),
+            out_of_memory=self.best.error == OUT_OF_MEMORY,
+        )
+
+    def _choose(self, name: str, proposals: Sequence[Proposal]) -> None:
+        """Take the fastest of ``proposals`` if it is faster than the best so far."""
+        contenders: dict[str, Way] = {}
+        for proposal in proposals:
+            label = _label(name, proposal)
+            if reason := self._does_not_pay(proposal):
+                self.rows.append(Row(label, "skipped", reason))
+            else:
+                contenders[label] = self.way.with_proposal(name, proposal)
+        trials: dict[str, Trial] = {}
+        for label, way in contenders.items():
+            trial = self._try(label, way, STEPS)
+            if not trial.error:
+                trials[label] = trial
+        if trials:
+            self._halve(contenders, trials)
+
+    def _halve(self, contenders: Mapping[str, Way], trials: dict[str, Trial]) -> None:
+        """Keep the faster half, in rounds of more and more steps, until one way is clearly the fastest."""
+        incumbent = "so far"
+        field_ = {incumbent: self.best, **trials} if not self.best.error else dict(trials)
+        ways = {incumbent: self.way, **contenders}
+        for step in range(1, ROUNDS):
+            ranked = sorted(field_, key=lambda label: field_[label].seconds)
+            first = field_[ranked[0]].seconds
+            close = [label for label in ranked if field_[label].seconds <= (1 + CLOSE) * first]
+            going_on = close[: max(2, (len(ranked) + 1) // 2)]
+            if len(going_on) < 2:
+                break
+            again = {label: self._try(label, ways[label], STEPS * 2**step) for label in going_on}
+            field_ = {label: trial for label, trial in again.items() if not trial.error} or field_
+        winner = min(field_, key=lambda label: field_[label].seconds)
+        if incumbent in field_:
+            self.best = field_[incumbent]
+        if winner != incumbent and (self.best.error or field_[winner].seconds < (1 - WORTHWHILE) * self.best.seconds):
+            self.way, self.best = ways[winner], field_[winner]
+            self._judge(winner, "taken")
+
+    def _does_not_pay(self, proposal: Proposal) -> str:
+        """Why it is not worth trying; empty if it is."""
+        if self.best.error:
+            return ""
+        saved = proposal.gain * self.best.seconds
+        step = self.best.seconds / max(1, self.best.steps)
+        costs = self.best.setup_seconds + proposal.setup_seconds + (STEPS + WARM_UP) * step
+        if proposal.gain < WORTHWHILE:
+            return f"it could save {100 * max(proposal.gain, 0):.1f} % of the time at most"
+        return f"it could save {saved:.1f} s at most, and trying it takes {costs:.1f} s" if saved <= costs else ""
+
+    def _try(self, label: str, way: Way, steps: int) -> Trial:
+        trial = run_trial(self.build, way.arguments(self.args), steps)
+        reference = self.best
+        if not trial.error and reference.losses and not mean_loss_within(trial, reference):
+            means = [sum(one.losses) / len(one.losses) for one in (trial, reference)]
+            trial = replace(trial, error=f"its loss is {means[0]:.4g}, where it was {means[1]:.4g}")
+        self.rows.append(Row(label, "rejected" if trial.error else "tried", trial.error, dict(plain(trial))))
+        logger.info("autotune: %s", self.rows[-1])
+        return trial
+
+    def _judge(self, label: str, verdict: str) -> None:
+        last = max(index for index, row in enumerate(self.rows) if row.way == label)
+        self.rows[last] = replace(self.rows[last], verdict=verdict)
+
+
+def _smaller_batches(args: TrainingArguments) -> Iterable[Proposal]:
+    """The same effective batch in smaller parts, for when memory runs out."""
+    size, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    for by in (2, 4, 8):
+        if size % by == 0:
+            yield Proposal(args={"per_device_train_batch_size": size // by, "gradient_accumulation_steps": parts * by})
+
+
+def _label(name: str, proposal: Proposal) -> str:
+    told = {**proposal.settings, **proposal.args}
+    return name + (f" ({', '.join(f'{key}={value}' for key, value in told.items())})" if told else "")
+
+
+def _without_later(args: TrainingArguments) -> TrainingArguments:
+    """Without optimizations that cut or round the model: their work before the first step has nothing to do with speed
+    in training, and takes long."""
+    listed = getattr(args, "optimizations", None) or {}
+    early = {name: value for name, value in listed.items() if _is_early(name)}
+    return args if early == listed else changed(args, optimizations=early)
+
+
+def _is_early(name: str) -> bool:
+    return optimization_class(name, "optimizations").order < Order.STRUCTURE
+
+
+def tuned(
+    build: Callable[[TrainingArguments], Trainer],
+    trainer_class: type,
+    args: TrainingArguments,
+    model: nn.Module,
+    examples: int | None,
+    lengths: torch.Tensor | None,
+    listed: Mapping[str, Any],
+) -> tuple[TrainingArguments, Tuning]:
+    """Training arguments for the fastest training, and how they were found.
+
+    A choice that the output folder has checkpoints of is taken again, whatever would be measured now; so is one that
+    this machine has made before for such a model and such data (`hf_efficient.tuning.remembered`).
+
+    Args:
+        build, args, model, lengths: as for `Tuner`.
+        trainer_class: of what ``build`` makes.
+        examples: in the training set; None where that is unknown.
+        listed: all optimizations that the user has decided about, by name, with their settings.
+
+    Raises:
+        ConfigError: nothing that was tried fits into memory.
+    """
+    tuner = Tuner(build, args, model, lengths, listed)
+    tuning = remembered(tuner.tune, args, _circumstances(trainer_class, args, model, examples, lengths, listed))
+    return Way(tuning.optimizations, tuning.args).arguments(args), tuning
+
+
+_ARGS_THAT_MATTER = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim", "bf16",
+    "fp16", "torch_compile", "train_sampling_strategy", "dataloader_num_workers", "world_size",
+)  # fmt: skip
+
+
+def _circumstances(
+    trainer_class: type,
+    args: TrainingArguments,
+    model: nn.Module,
+    examples: int | None,
+    lengths: torch.Tensor | None,
+    listed: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that a choice depends on, as plain values."""
+    shapes = repr([(name, tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in model.named_parameters()])
+    return {
+        "version": __version__,
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "device": str(args.device),
+        "trainer": f"{trainer_class.__module__}.{trainer_class.__qualname__}",
+        "model": [type(model).__name__, hashlib.sha256(shapes.encode()).hexdigest()],
+        "examples": examples,
+        "lengths": None if lengths is None else hashlib.sha256(lengths.numpy().tobytes()).hexdigest(),
+        "args": {name: str(getattr(args, name, None)) for name in _ARGS_THAT_MATTER},
+        "listed": {name: str(settings) for name, settings in sorted(listed.items())},
+    }

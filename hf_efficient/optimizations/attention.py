@@ -1,0 +1,81 @@
+"""Which kernel computes attention."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hf_efficient.errors import ConfigError, NoEffectWarning
+from hf_efficient.optimization import Context, Optimization, Order
+from hf_efficient.proposal import Observed, Proposal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BEST_GAIN = 0.15
+"""Share of forward and backward passes that another kernel saves at the very best, on inputs of BERT's length."""
+TRIED = {"cpu": ("sdpa", "eager"), "cuda": ("sdpa", "flash_attention_2", "eager")}
+"""Device type -> what `autotune` tries."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Attention(Optimization):
+    """Train with another implementation of attention, by transformers' attention interface.
+
+    What it computes is the same but for rounding. The finished model has the one that it came with.
+    """
+
+    implementation: str = "sdpa"
+    """eager: plain matrix products; sdpa: PyTorch's fused kernels; flash_attention_2, flash_attention_3 (Dao 2023,
+    arXiv 2307.08691), flex_attention: where the device and the installed packages have them."""
+
+    name = "attention"
+    order = Order.PRECISION
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._before: str | None = None
+
+    @classmethod
+    def proposals(cls, observed: Observed) -> Iterable[Proposal]:
+        now = implementation_of(observed.model)
+        for implementation in TRIED.get(observed.args.device.type, ()) if now else ():
+            if implementation != now:
+                yield Proposal({"implementation": implementation}, BEST_GAIN * observed.computing)
+
+    def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
+        now = implementation_of(model)
+        self._before = self._before or now  # a dense phase has switched it already
+        if self._before is None:
+            warnings.warn("attention: the model's code has one implementation alone", NoEffectWarning, 2)
+        elif self._before == self.implementation:
+            warnings.warn(f"attention.implementation={self.implementation} is in use already", NoEffectWarning, 2)
+        elif now != self.implementation:
+            self._switch(model, self.implementation)
+        return model
+
+    def finalize(self, model: "nn.Module") -> "nn.Module":
+        if self._before is not None:
+            self._switch(model, self._before)
+        return model
+
+    def _switch(self, model: Any, implementation: str) -> None:
+        try:
+            model.set_attn_implementation(implementation)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"attention.implementation={implementation} does not work here: {error}") from error
+        if implementation_of(model) != implementation:
+            raise ConfigError(
+                f"attention.implementation={implementation}: the code of {type(model).__name__} has only "
+                f"{implementation_of(model)}; drop attention"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        return {"implementation": self.implementation, "before": self._before}
+
+
+def implementation_of(model: Any) -> str | None:
+    """Which one a model uses; None where its code knows no choice."""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)

@@ -1,0 +1,195 @@
+"""One way to train, tried for a few real steps."""
+
+import contextlib
+import gc
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_efficient.accounting import STEP_PARTS, Accounting, account
+from hf_efficient.errors import EfficientError
+from hf_efficient.machine import PeakMemory, measurement_lock
+from hf_efficient.optimization import changed
+
+WARM_UP = 2
+"""Steps before those that count: kernels are chosen and memory is fetched in them."""
+OUT_OF_MEMORY = "out of memory"
+
+_QUIET = {
+    "report_to": [],
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "logging_strategy": "no",
+    "load_best_model_at_end": False,
+    "push_to_hub": False,
+    "disable_tqdm": True,
+    "autotune": False,
+    "dense_epochs": 0,
+    "measure_seconds": 0,
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial found; plain values.
+
+    Attributes:
+        step_seconds: of each step that counts.
+        losses: of each of these steps, summed over its micro-batches.
+        steps: optimizer steps that the whole training takes.
+        shares: part of a step -> share of its time.
+        setup_seconds: what the trial took beside the steps that count.
+        memory_mb: at the peak: of the device, or of this process on a CPU.
+        error: why it did not run; empty if it did.
+    """
+
+    step_seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    steps: int = 0
+    shares: dict[str, float] = field(default_factory=dict)
+    setup_seconds: float = 0.0
+    memory_mb: float = 0.0
+    error: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """What the whole training would take in steps like these."""
+        return statistics.median(self.step_seconds) * self.steps
+
+    @property
+    def error_of_seconds(self) -> float:
+        """Two standard errors of `seconds`."""
+        if len(self.step_seconds) < 2:
+            return self.seconds
+        spread = statistics.stdev(self.step_seconds) / len(self.step_seconds) ** 0.5
+        return 2 * 1.25 * spread * self.steps  # a median's is 1.25 times a mean's
+
+
+def run_trial(build: Callable[[TrainingArguments], Trainer], args: TrainingArguments, steps: int) -> Trial:
+    """Train ``steps`` steps with ``args``, after `WARM_UP`, with a trainer that nothing else uses; nothing is kept.
+
+    Args:
+        build: a trainer of its own, with a model of its own.
+
+    Returns:
+        what was found, the same on all processes; where memory ran out or a combination was refused, an error.
+    """
+    began, threads = time.perf_counter(), torch.get_num_threads()
+    try:
+        with tempfile.TemporaryDirectory(prefix="hf_efficient-trial-") as folder, PeakMemory() as memory:
+            quiet = {name: value for name, value in _QUIET.items() if hasattr(args, name)}
+            found = _steps(build(changed(args, output_dir=str(Path(folder)), **quiet)), steps)
+        took = time.perf_counter() - began - sum(found["step_seconds"])
+        peak = memory.device_peak_mb if args.device.type == "cuda" else memory.peak_mb
+        trial = Trial(**found, setup_seconds=took, memory_mb=peak or 0.0)
+    except EfficientError as error:
+        trial = Trial(error=str(error), setup_seconds=time.perf_counter() - began)
+    except (torch.OutOfMemoryError, MemoryError):
+        trial = Trial(error=OUT_OF_MEMORY, setup_seconds=time.perf_counter() - began)
+    torch.set_num_threads(threads)  # a training that is cut short does not put them back
+    gc.collect()
+    if args.device.type != "cpu":
+        torch.accelerator.empty_cache()
+    return _agreed(trial, args)
+
+
+class _EnoughError(Exception):
+    """Ends a trial's training: its model is not finished, saved or evaluated."""
+
+
+class _Clock(Accounting):
+    """Times whole steps, and ends the training after so many."""
+
+    def __init__(self, trainer: Trainer, steps: int):
+        super().__init__(trainer)
+        self.seconds: list[float] = []
+        self.losses: list[Any] = []
+        self._left = steps + WARM_UP
+        self._step_began = time.perf_counter()
+        self._total: Any = 0.0
+
+    def loss(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().loss(*args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        self._total = self._total + loss.detach()  # not read out, which would wait for the device
+        return result
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self._step_began = self._began
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds.append(now - self._step_began)
+        self.losses.append(self._total)
+        self._step_began, self._total, self._left = now, 0.0, self._left - 1
+        if len(self.seconds) == WARM_UP:
+            self.spent = dict.fromkeys(self.spent, 0.0)
+        if self._left == 0:
+            raise _EnoughError
+
+
+def _steps(trainer: Trainer, steps: int) -> dict[str, Any]:
+    clock = _Clock(trainer, steps)
+    with measurement_lock(), account(trainer, clock), contextlib.suppress(_EnoughError):
+        trainer.train()
+    total = sum(clock.spent[part] for part in STEP_PARTS)
+    # A training of no more steps than the warm-up has no others to show
+    counted = slice(WARM_UP, None) if len(clock.seconds) > WARM_UP else slice(None)
+    return {
+        "step_seconds": clock.seconds[counted],
+        "losses": [float(loss) for loss in clock.losses[counted]],
+        "steps": trainer.state.max_steps,
+        "shares": {part: clock.spent[part] / total for part in STEP_PARTS} if total else {},
+    }
+
+
+def _agreed(trial: Trial, args: TrainingArguments) -> Trial:
+    """The main process's, so that all decide alike; an error that any process had."""
+    if args.world_size == 1:
+        return trial
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    errors: list[str] = [error for error in gather_object([trial.error]) if error]
+    shared: list[Any] = [trial]
+    broadcast_object_list(shared)
+    return Trial(error=errors[0], setup_seconds=shared[0].setup_seconds) if errors else shared[0]
+
+
+def mean_loss_within(trial: Trial, reference: Trial) -> bool:
+    """Whether the loss of ``trial`` is finite, and is what ``reference`` has but for chance.
+
+    Steps of both are few, their batches may differ, and dropout does: so three standard errors, or 5 %, are allowed.
+    """
+    if not all(map(math.isfinite, trial.losses)):
+        return False
+    means, errors = [], []
+    for losses in (trial.losses, reference.losses):
+        means.append(statistics.fmean(losses))
+        errors.append(statistics.stdev(losses) / len(losses) ** 0.5 if len(losses) > 1 else 0.0)
+    return abs(means[0] - means[1]) <= max(0.05 * abs(means[1]), 3 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5)
+
+
+def plain(trial: Trial) -> Mapping[str, Any]:
+    """For a table or JSON: what of it a reader asks for."""
+    if trial.error:
+        return {"error": trial.error}
+    return {
+        "step_ms": 1e3 * statistics.median(trial.step_seconds),
+        "seconds": trial.seconds,
+        "seconds_error": trial.error_of_seconds,
+        "loss": statistics.fmean(trial.losses),
+        "memory_mb": trial.memory_mb,
+        "steps_timed": len(trial.step_seconds),
+    }

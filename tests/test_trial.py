@@ -1,0 +1,105 @@
+"""A trial: real steps of a trainer that leaves nothing behind."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments
+from hf_efficient.trial import OUT_OF_MEMORY, WARM_UP, Trial, mean_loss_within, plain, run_trial
+from tests.test_parity import assert_same_tensors, build
+from tests.tiny import arguments, text_model
+
+
+def build_with(model: Any, folder: Path) -> Any:
+    def made(args: Any) -> Any:
+        usual = build(EfficientTrainer, EfficientTrainingArguments, folder)
+        data = {"train_dataset": usual.train_dataset, "data_collator": usual.data_collator}
+        return EfficientTrainer(copy.deepcopy(model), args, **data)
+
+    return made
+
+
+@pytest.fixture
+def args(tmp_path: Path) -> Any:
+    changes = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 3}
+    return arguments(EfficientTrainingArguments, tmp_path / "out", **changes)
+
+
+@pytest.mark.parametrize("optimizations", [{}, {"length_batching": {}}, {"precision": {"dtype": "bf16"}}], ids=str)
+def test_it_times_steps_and_leaves_nothing(tmp_path: Path, args: Any, optimizations: Any) -> None:
+    args.optimizations = optimizations
+    model = text_model()
+    before = copy.deepcopy(model.state_dict())
+    trial = run_trial(build_with(model, tmp_path), args, 3)
+    assert trial.error == ""
+    assert len(trial.step_seconds) == len(trial.losses) == 3
+    assert trial.steps == 3 * 48 // args.per_device_train_batch_size
+    assert sum(trial.shares.values()) == pytest.approx(1)
+    assert trial.shares["forward"] > 0
+    assert 0 < trial.losses[0] < 2
+    assert trial.memory_mb > 0
+    assert_same_tensors(before, dict(model.state_dict()))
+    assert not (tmp_path / "out").exists()
+    assert args.save_steps == 1
+    assert args.optimizations == optimizations
+
+
+def test_same_seed_same_losses(tmp_path: Path, args: Any) -> None:
+    model = text_model()
+    first, second = (run_trial(build_with(model, tmp_path), args, 3) for _ in range(2))
+    assert first.losses == second.losses
+    assert mean_loss_within(first, second)
+
+
+def test_a_short_training_shows_what_it_has(tmp_path: Path, args: Any) -> None:
+    args.num_train_epochs, args.max_steps = 1, WARM_UP
+    trial = run_trial(build_with(text_model(), tmp_path), args, 4)
+    assert len(trial.step_seconds) == WARM_UP
+    assert trial.steps == WARM_UP
+
+
+def test_accumulated_losses_are_of_whole_steps(tmp_path: Path, args: Any) -> None:
+    args.gradient_accumulation_steps = 2
+    assert len(run_trial(build_with(text_model(), tmp_path), args, 2).losses) == 2
+
+
+def test_what_is_refused_is_told(args: Any) -> None:
+    def refuse(args: Any) -> Any:
+        raise ConfigError("not here")
+
+    assert run_trial(refuse, args, 2).error == "not here"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_memory_that_runs_out_is_told(args: Any, error: type[Exception]) -> None:
+    def fail(args: Any) -> Any:
+        raise error
+
+    assert run_trial(fail, args, 2).error == OUT_OF_MEMORY
+
+
+def test_other_errors_pass(args: Any) -> None:
+    def fail(args: Any) -> Any:
+        raise KeyError("labels")
+
+    with pytest.raises(KeyError, match="labels"):
+        run_trial(fail, args, 2)
+
+
+@pytest.mark.parametrize(
+    ("losses", "within"),
+    [([1.0, 1.0], True), ([1.04, 1.04], True), ([1.2, 1.2], False), ([0.5, 1.9], True), ([float("nan"), 1.0], False)],
+)
+def test_losses_are_compared_by_their_spread(losses: list[float], within: bool) -> None:
+    assert mean_loss_within(Trial(losses=losses), Trial(losses=[1.0, 1.0])) is within
+
+
+def test_seconds_and_their_error() -> None:
+    trial = Trial([0.1, 0.2, 0.3], [1.0], steps=10)
+    assert trial.seconds == pytest.approx(2.0)
+    assert trial.error_of_seconds == pytest.approx(2 * 1.25 * 0.1 / 3**0.5 * 10)
+    assert plain(trial)["step_ms"] == pytest.approx(200)
+    assert plain(Trial(error="no")) == {"error": "no"}
