@@ -37,18 +37,31 @@ WORTHWHILE = 0.03
 CLOSE = 0.15
 """Ways that differ by less are timed again, in turn with each other, before one is preferred."""
 BATCH = "batch"
+SO_FAR = "so far"
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to train: what is added to the user's training arguments."""
+    """A way to train: what is added to the user's training arguments.
+
+    Attributes:
+        setup_seconds: what it takes before the first step of the training, beside what all ways take.
+        gain: share of the time that what was added last can save at the very best.
+    """
 
     optimizations: dict[str, dict[str, Any]] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)
+    setup_seconds: float = 0.0
+    gain: float = 0.0
 
     def with_proposal(self, name: str, proposal: Proposal) -> "Way":
         named = {} if name == BATCH else {name: dict(proposal.settings)}
-        return Way({**self.optimizations, **named}, {**self.args, **proposal.args})
+        return Way(
+            {**self.optimizations, **named},
+            {**self.args, **proposal.args},
+            self.setup_seconds + proposal.setup_seconds,
+            proposal.gain,
+        )
 
     def arguments(self, args: TrainingArguments) -> TrainingArguments:
         """``args`` as this way has them; the user's own optimizations stay."""
@@ -102,27 +115,25 @@ class Tuner:
             optimizations=self.way.optimizations,
             args=self.way.args,
             before_s=None if reference.error else reference.seconds,
-            expected_s=self.best.seconds,
+            expected_s=self.best.seconds + self.way.setup_seconds,
             expected_error_s=self.best.error_of_seconds,
             tuning_s=time.perf_counter() - began,
             rows=self.rows,
         )
 
     def _groups(self) -> Iterable[tuple[str, list[Proposal]]]:
-        """Optimization -> what it proposes when its turn has come; those that are expensive to try come last."""
+        """Optimization -> what it proposes now: first those that may save most, last those that take long to set up."""
         if self.best.error:
             yield BATCH, list(_smaller_batches(self.args))
-        waiting = [optimization_class(name, "autotune") for name in OPTIMIZATIONS if name not in self.taken]
-        waiting.sort(key=lambda cls: cls.order)
-        late = []
-        for cls in waiting:
-            proposals = list(cls.proposals(self._observed()))
-            if any(proposal.setup_seconds for proposal in proposals):
-                late.append(cls)
-            else:
-                yield cls.name, proposals
-        for cls in late:
-            yield cls.name, list(cls.proposals(self._observed()))
+        waiting = [name for name in OPTIMIZATIONS if name not in self.taken]
+        while waiting:
+            observed = self._observed()
+            proposed = {name: list(optimization_class(name, "autotune").proposals(observed)) for name in waiting}
+            waiting = [name for name, proposals in proposed.items() if proposals]
+            if waiting:
+                name = max(waiting, key=lambda name: _urgency(proposed[name]))
+                waiting.remove(name)
+                yield name, proposed[name]
 
     def _observed(self) -> Observed:
         def share(*parts: str) -> float:
@@ -157,35 +168,40 @@ class Tuner:
 
     def _halve(self, contenders: Mapping[str, Way], trials: dict[str, Trial]) -> None:
         """Keep the faster half, in rounds of more and more steps, until one way is clearly the fastest."""
-        incumbent = "so far"
-        field_ = {incumbent: self.best, **trials} if not self.best.error else dict(trials)
-        ways = {incumbent: self.way, **contenders}
+        ways = {SO_FAR: self.way, **contenders}
+        found = dict(trials) if self.best.error else {SO_FAR: self.best, **trials}
+
+        def cost(label: str) -> float:
+            return found[label].seconds + ways[label].setup_seconds
+
         for step in range(1, ROUNDS):
-            ranked = sorted(field_, key=lambda label: field_[label].seconds)
-            first = field_[ranked[0]].seconds
-            close = [label for label in ranked if field_[label].seconds <= (1 + CLOSE) * first]
-            going_on = close[: max(2, (len(ranked) + 1) // 2)]
-            if len(going_on) < 2:
+            ranked = sorted(found, key=cost)
+            close = [label for label in ranked if cost(label) <= (1 + CLOSE) * cost(ranked[0])]
+            close = close[: max(2, (len(ranked) + 1) // 2)]
+            at_most = max(ways[label].gain for label in close) * found[ranked[0]].seconds
+            if len(close) < 2 or at_most <= sum(_trial_seconds(found[label], STEPS * 2**step) for label in close):
                 break
-            again = {label: self._try(label, ways[label], STEPS * 2**step) for label in going_on}
-            field_ = {label: trial for label, trial in again.items() if not trial.error} or field_
-        winner = min(field_, key=lambda label: field_[label].seconds)
-        if incumbent in field_:
-            self.best = field_[incumbent]
-        if winner != incumbent and (self.best.error or field_[winner].seconds < (1 - WORTHWHILE) * self.best.seconds):
-            self.way, self.best = ways[winner], field_[winner]
+            again = {label: self._try(label, ways[label], STEPS * 2**step) for label in close}
+            found = {label: trial for label, trial in again.items() if not trial.error} or found
+        winner = min(found, key=cost)
+        before = None if self.best.error else cost(SO_FAR) if SO_FAR in found else None
+        self.best = found.get(SO_FAR, self.best)
+        if winner != SO_FAR and (before is None or cost(winner) < (1 - WORTHWHILE) * before):
+            self.way, self.best = ways[winner], found[winner]
             self._judge(winner, "taken")
 
     def _does_not_pay(self, proposal: Proposal) -> str:
         """Why it is not worth trying; empty if it is."""
         if self.best.error:
             return ""
-        saved = proposal.gain * self.best.seconds
-        step = self.best.seconds / max(1, self.best.steps)
-        costs = self.best.setup_seconds + proposal.setup_seconds + (STEPS + WARM_UP) * step
         if proposal.gain < WORTHWHILE:
             return f"it could save {100 * max(proposal.gain, 0):.1f} % of the time at most"
-        return f"it could save {saved:.1f} s at most, and trying it takes {costs:.1f} s" if saved <= costs else ""
+        saved = proposal.gain * self.best.seconds
+        costs = _trial_seconds(self.best, STEPS) + 2 * proposal.setup_seconds
+        if saved > costs:
+            return ""
+        twice = ", setting it up twice included" if proposal.setup_seconds else ""
+        return f"it could save {saved:.1f} s at most, and trying it takes {costs:.1f} s{twice}"
 
     def _try(self, label: str, way: Way, steps: int) -> Trial:
         trial = run_trial(self.build, way.arguments(self.args), steps)
@@ -208,6 +224,15 @@ def _smaller_batches(args: TrainingArguments) -> Iterable[Proposal]:
     for by in (2, 4, 8):
         if size % by == 0:
             yield Proposal(args={"per_device_train_batch_size": size // by, "gradient_accumulation_steps": parts * by})
+
+
+def _urgency(proposals: Sequence[Proposal]) -> tuple[bool, float]:
+    return not any(proposal.setup_seconds for proposal in proposals), max(proposal.gain for proposal in proposals)
+
+
+def _trial_seconds(trial: Trial, steps: int) -> float:
+    """What another trial like this would take, of so many steps that count."""
+    return trial.setup_seconds + (steps + WARM_UP) * trial.seconds / max(1, trial.steps)
 
 
 def _label(name: str, proposal: Proposal) -> str:

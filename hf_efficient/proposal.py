@@ -17,7 +17,7 @@ class Proposal:
     Attributes:
         settings: of the optimization that proposes it.
         gain: the share of a step's time that it saves at the very best; by it `autotune` decides whether trying pays.
-        setup_seconds: what it takes before the first step, such as compiling.
+        setup_seconds: what it takes before the first step, such as compiling; in the trial and in the training.
         args: training arguments that it changes, by their stock names, where no optimization does.
     """
 

@@ -79,7 +79,7 @@ def test_ways_are_combined(tuner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tuning = tuner(step).tune()
     assert tuning.optimizations == {"length_batching": {}, "precision": {"dtype": "bf16"}}
     assert tuning.expected_s == pytest.approx(30)
-    assert [row.way for row in tuning.rows if row.verdict == "taken"] == ["length_batching", "precision (dtype=bf16)"]
+    assert [row.way for row in tuning.rows if row.verdict == "taken"] == ["precision (dtype=bf16)", "length_batching"]
 
 
 def test_what_the_user_has_decided_is_left_alone(tuner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,9 @@ def test_what_cannot_pay_is_skipped_with_the_reason(tuner: Any, monkeypatch: pyt
     skipped = {
         row.way: row.reason for row in tuner(by_precision(2.0), steps=100).tune().rows if row.verdict == "skipped"
     }
-    assert skipped["compile (dynamic=True)"].startswith("it could save 1.4 s at most, and trying it takes 4")
+    assert skipped["compile (dynamic=True)"].startswith(
+        "it could save 1.4 s at most, and trying it takes 80.8 s, setting it up twice"
+    )
     assert any(row.verdict == "tried" and row.way.startswith("compile") for row in tuner(lambda _: 1.0).tune().rows)
 
 

@@ -14,6 +14,8 @@ from hf_efficient.proposal import Observed, Proposal
 
 BEST_GAIN = 0.5
 """Share of the computing that another number of threads saves at the very best."""
+MANY = 8
+"""Cores from which on half of them may be faster: they share caches and memory."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -36,7 +38,8 @@ class Threads(Optimization):
         if observed.args.device.type != "cpu":
             return
         now, cores = torch.get_num_threads(), _share(observed.args)
-        for count in sorted({cores, max(1, cores // 2)} - {now}, reverse=True):
+        fewer = cores // 2 if cores >= MANY else cores
+        for count in sorted({cores, fewer} - {now}, reverse=True):
             yield Proposal({"count": count}, BEST_GAIN * observed.computing)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
