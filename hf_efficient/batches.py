@@ -18,6 +18,7 @@ from transformers.trainer_pt_utils import get_dataloader_sampler
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from hf_efficient.errors import ConfigError
+from hf_efficient.functional.rows import DenseGradients, has_sparse_gradients
 from hf_efficient.phase import Phase
 from hf_efficient.plan import Plan
 
@@ -122,6 +123,7 @@ class BatchMixin(_Base):
 
         With one limit for all, clipping would let a large batch count no more than a small one.
         """
+        model = self._with_dense_gradients(model)
         if self._items is None:
             return super()._clip_grad_norm(model)
         weights, self._weights = self._weights, []
@@ -134,6 +136,13 @@ class BatchMixin(_Base):
             return super()._clip_grad_norm(model)
         finally:
             self.args.max_grad_norm = limit
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return super()._get_grad_norm(self._with_dense_gradients(model), grad_norm)
+
+    def _with_dense_gradients(self, model: nn.Module) -> Any:
+        is_sparse = self.phase is not None and has_sparse_gradients(model)
+        return DenseGradients(model) if is_sparse else model
 
     def _loss_scale(
         self, stock_loss: Any, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None

@@ -30,6 +30,7 @@ OPTIMIZATIONS = {
     "precision": "hf_efficient.optimizations.precision:Precision",
     "pruning": "hf_efficient.optimizations.pruning:Pruning",
     "quantization": "hf_efficient.optimizations.quantization:Quantization",
+    "sparse_embeddings": "hf_efficient.optimizations.sparse_embeddings:SparseEmbeddings",
     "structured_pruning": "hf_efficient.optimizations.structured_pruning:StructuredPruning",
     "threads": "hf_efficient.optimizations.threads:Threads",
     "vocabulary_trimming": "hf_efficient.optimizations.vocabulary_trimming:VocabularyTrimming",

@@ -182,3 +182,14 @@ def closer_to_the_teacher(before: Any, after: Any) -> bool:
         for one in said
     )
     return bool(ours < 0.8 * alone)
+
+
+def unseen_rows_rest(before: Any, after: Any) -> bool:
+    """Token embeddings that no example has are as they were, and have no moments; all that an example has moved."""
+    seen = torch.cat([example["input_ids"] for example in after.train_dataset]).unique()
+    old, new = (one.model.get_input_embeddings().weight for one in (before, after))
+    saved = torch.load(Path(after.args.output_dir) / "checkpoint-12" / "optimizer.pt", weights_only=True)
+    tables = [one["slots"] >= 0 for one in saved["state"].values() if "slots" in one]
+    moved = (old != new).any(1).nonzero().flatten()
+    (kept,) = [table.nonzero().flatten() for table in tables if len(table) == len(old)]
+    return torch.equal(moved, seen) and torch.equal(kept, seen)

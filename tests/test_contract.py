@@ -123,6 +123,7 @@ ROWS = {
         effects.few_weights,
         tolerance={"rtol": 1e-3, "atol": 0.02},  # a weight near the middle of two grid points may go to either
     ),
+    "sparse_embeddings": Row({"min_rows": 8}, {"min_rows": 1000}, effects.unseen_rows_rest, idle_on=("vision",)),
     "structured_pruning": Row(
         # A choice among layers or importances is close to a tie on so small a model: rounding would decide it
         {"keep_layers": [0, LAYERS - 1], "importance": "obs", "keep_heads": 0.5, "keep_ffn": 0.5},

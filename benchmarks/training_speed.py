@@ -1,0 +1,244 @@
+"""Time to the same validation score: `python -m benchmarks.training_speed`.
+
+Three ways to train the first stage of a recipe on a real set:
+
+- default: the stock Trainer with its defaults at batch 32;
+- best: the stock Trainer with the best of its own flags, searched here with one seed: learning rate, batch size,
+  sampling (`group_by_length`, `batch_rebalance`), then bf16, compile and optimizer by their pace;
+- ours: `autotune=True` and data_pruning, with the learning rate and epochs of best.
+
+A way's time is the steps until the target is first reached on validation data, in trainings judged four times an epoch,
+times the seconds that a step takes, timed in turns with the other ways and with nothing beside them; for ours with what
+tuning took, for a compiled way with compiling. Evaluations are counted on no side. The default's training ends when it
+has reached the target, those of the others go on to their end, where they are judged on test data.
+"""
+
+import contextlib
+import functools
+import os
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from benchmarks.harness import Bench, alone, main
+from benchmarks.tasks import QUIET, ROWS, ready, with_stock_trainer
+from hf_efficient import autotune, passes, trial, tuning
+from hf_efficient.functional import rows
+from hf_efficient.optimization import changed
+from hf_efficient.optimizations import data_pruning, length_batching, precision, sparse_embeddings
+from hf_efficient.trial import run_trial
+
+DEFAULT, BEST, OURS = "default", "best", "ours"
+OPTIMIZATIONS: dict[str, Any] = {"data_pruning": {}}
+TURNS, STEPS = 3, 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A set to train on.
+
+    Attributes:
+        row: of `benchmarks.tasks`.
+        target: validation score to reach.
+        epochs: of best and ours; of the default, which needs more.
+        rates: learning rates that are searched.
+    """
+
+    row: str
+    target: float
+    epochs: tuple[int, int]
+    rates: tuple[float, ...]
+    batches: tuple[int, ...] = (32, 16)
+    sampling: tuple[str, ...] = ("group_by_length", "random", "batch_rebalance")
+
+
+CASES = {
+    "banking77": Case("banking77", 0.92, (5, 12), (3e-4, 5e-4, 1e-3)),
+    "crossner": Case("crossner", 0.80, (8, 30), (3e-4, 5e-4, 1e-3)),
+    "clothing_small": Case("clothing_small", 0.85, (12, 40), (3e-4, 1e-3), (32,), ("random",)),
+}
+FLAGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"bf16": True},
+    {"torch_compile": True},
+    {"bf16": True, "torch_compile": True},
+    {"bf16": True, "optim": "adamw_torch"},
+)
+
+
+def body(bench: Bench) -> None:
+    for name, case in CASES.items():
+        best = searched(bench, case)
+        ways = {DEFAULT: default(case), BEST: best, OURS: ours(case, best)}
+        pace = paced(bench, case, ways)
+        ways[OURS] = {**ways[OURS], "autotune": False, **pace[OURS]["chosen"]}
+        times: dict[str, list[float]] = {}
+        tests: dict[str, list[float]] = {}
+        for way, settings in ways.items():
+            found = [reached(bench, case, seed, settings, whole=way != DEFAULT) for seed in bench.seeds]
+            missed = [each["best"] for each in found if each["steps"] is None]
+            if missed:
+                bench.notes.append(f"{name}: {way} did not reach {case.target} in every training ({missed})")
+            steps = [each["steps"] or each["all_steps"] for each in found]
+            times[way] = [each * pace[way]["step_s"] + pace[way]["before_s"] for each in steps]
+            tests[way] = [each["test"] for each in found]
+            bench.claim(f"{name}_{way}_seconds", times[way], f"s to {case.target} on validation data, {settings}")
+        for way, target in ((DEFAULT, ">= 5"), (BEST, ">= 1.5")):
+            ratios = [one / other for one, other in zip(times[way], times[OURS], strict=True)]
+            bench.claim(f"{name}_speedup_vs_stock_{way}", ratios, f"time of {way} / ours, tuning included", target)
+        lost = [100 * (one - other) for one, other in zip(tests[BEST], tests[OURS], strict=True)]
+        bench.claim(f"{name}_points_lost", lost, "points of test score, best - ours", "<= 0.2")
+        bench.claim(f"{name}_tuning_seconds", pace[OURS]["before_s"], "s that autotune took")
+        bench.notes.append(f"{name}: autotune chose {pace[OURS]['chosen']}")
+
+
+def default(case: Case) -> dict[str, Any]:
+    return {"num_train_epochs": case.epochs[1], "per_device_train_batch_size": 32}
+
+
+def ours(case: Case, best: Mapping[str, Any]) -> dict[str, Any]:
+    rate = {name: best[name] for name in ("learning_rate", "per_device_train_batch_size", "num_train_epochs")}
+    return {**rate, "autotune": True, "optimizations": OPTIMIZATIONS}
+
+
+def searched(bench: Bench, case: Case) -> dict[str, Any]:
+    """The stock flags that reach the target first: what decides the steps by trainings, the rest by its pace."""
+    grid = [
+        {"learning_rate": rate, "per_device_train_batch_size": batch, "train_sampling_strategy": sampling}
+        for sampling in case.sampling
+        for batch in case.batches
+        for rate in case.rates
+    ]
+    if bench.quick:
+        grid = grid[:1]
+    shared = {"num_train_epochs": case.epochs[0], "bf16": True, "use_cpu": True}  # bf16: the quickest to search with
+    steps = [reached(bench, case, 0, {**shared, **each})["steps"] for each in grid]
+    able = [(each, count) for each, count in zip(grid, steps, strict=True) if count is not None] or [(grid[0], 1)]
+    flagged = [({**shared, **each, "bf16": False, **flags}, count) for each, count in able for flags in FLAGS]
+    names = {str(index): each for index, (each, _) in enumerate(flagged)}
+    pace = paced(bench, case, names)
+    seconds = [
+        count * pace[str(index)]["step_s"] + pace[str(index)]["before_s"] for index, (_, count) in enumerate(flagged)
+    ]
+    return flagged[min(range(len(flagged)), key=seconds.__getitem__)][0]
+
+
+def reached(bench: Bench, case: Case, seed: int, settings: dict[str, Any], whole: bool = True) -> dict[str, Any]:
+    """Steps until the target, the best validation score, and the test score at the end."""
+    key = {"row": case.row, "seed": seed, "target": case.target, "whole": whole, **settings}
+    compute = functools.partial(_reached, bench, case, seed, settings, whole)
+    return bench.cell(key, compute, peer="optimizations" not in settings)
+
+
+class _Judge(TrainerCallback):
+    """Notes when the target is reached."""
+
+    def __init__(self, metric: str, target: float, stop: bool):
+        self.metric, self.target, self.stop = f"eval_{metric}", target, stop
+        self.steps: int | None = None
+        self.best = 0.0
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self.best = max(self.best, metrics[self.metric])
+        if self.steps is None and metrics[self.metric] >= self.target:
+            self.steps = state.global_step
+            control.should_training_stop = self.stop
+
+
+def _reached(bench: Bench, case: Case, seed: int, settings: dict[str, Any], whole: bool) -> dict[str, Any]:
+    task, splits, _ = _loaded(case.row, bench.quick)
+    often = max(1, len(splits["train"]) // (4 * settings["per_device_train_batch_size"]))
+    with TemporaryDirectory() as folder:
+        judged = {**settings, "eval_strategy": "steps", "eval_steps": often}
+        made = _trainer(bench, case, _arguments(bench, case, folder, seed, judged))
+        judge = _Judge(task.main_metric, case.target, not whole)
+        made.add_callback(judge)
+        made.train()
+        test = made.evaluate(splits["test"], metric_key_prefix="test")[f"test_{task.main_metric}"]
+    return {"steps": judge.steps, "all_steps": made.state.global_step, "best": judge.best, "test": test}
+
+
+@functools.cache
+def _loaded(row: str, quick: bool) -> Any:
+    recipe, task, data = ready(ROWS[row])
+    splits = task.encode_all(data)
+    if quick:
+        splits = {name: rows.shuffle(seed=0).select(range(min(96, len(rows)))) for name, rows in splits.items()}
+    return task, splits, recipe.model
+
+
+def _arguments(bench: Bench, case: Case, folder: str, seed: int, settings: dict[str, Any]) -> Any:
+    task = _loaded(case.row, bench.quick)[0]
+    short = {"num_train_epochs": 1} if bench.quick else {}
+    given = {**task.arguments(), **QUIET, "optimizations": {}, "measure_seconds": 0, **settings, **short}
+    return task.arguments_class(folder, seed=seed, **given)
+
+
+def _trainer(bench: Bench, case: Case, args: Any) -> Any:
+    """Ours where the arguments ask for anything of ours; stock's else."""
+    task, splits, model = _loaded(case.row, bench.quick)
+    by = task if args.optimizations or args.autotune else with_stock_trainer(task)
+    set_seed(args.seed)
+    data = {"train_dataset": splits["train"], "eval_dataset": splits["validation"]}
+    made = by.trainer(model=task.load_model(model), args=args, processing_class=task.processor, **data)
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def paced(bench: Bench, case: Case, ways: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each way, the seconds of a step and those before the first one, measured in turns in a process of its own."""
+    key = {"row": case.row, "pace of": {name: str(settings) for name, settings in ways.items()}}
+    return bench.cell(key, lambda: alone(_paced, bench, case, dict(ways)))
+
+
+def _paced(bench: Bench, case: Case, ways: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, list[Any]] = {name: [] for name in ways}
+    for _ in range(1 if bench.quick else TURNS):
+        for name, settings in ways.items():
+            found[name].append(_turn(bench, case, settings))
+    return {
+        name: {
+            "step_s": statistics.median(turn["step_s"] for turn in turns),
+            "before_s": statistics.median(turn["before_s"] for turn in turns),
+            "chosen": turns[-1]["chosen"],
+        }
+        for name, turns in found.items()
+    }
+
+
+def _turn(bench: Bench, case: Case, settings: dict[str, Any]) -> dict[str, Any]:
+    """A few steps; of a way that is tuned, after tuning it anew."""
+    with TemporaryDirectory() as folder, _variable(tuning.CACHE_VARIABLE, folder):
+        args, before, chosen = _arguments(bench, case, folder, 0, settings), 0.0, {}
+        if args.autotune:
+            found = _trainer(bench, case, args).tuning
+            chosen = {"optimizations": {**args.optimizations, **found.optimizations}, **found.args}
+            before = found.tuning_s
+            args = changed(args, autotune=False, **chosen)
+        timed = run_trial(functools.partial(_trainer, bench, case), args, 2 if bench.quick else STEPS)
+    if args.torch_compile or "compile" in args.optimizations:
+        before += timed.setup_seconds
+    return {"step_s": statistics.median(timed.step_seconds), "before_s": before, "chosen": chosen}
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable, while a block runs."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+DEPENDS = (autotune, data_pruning, length_batching, passes, precision, rows, sparse_embeddings, trial, tuning)
+
+if __name__ == "__main__":
+    main("training_speed", body, DEPENDS)
