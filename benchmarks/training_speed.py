@@ -71,7 +71,7 @@ FLAGS: tuple[dict[str, Any], ...] = (
 
 
 def body(bench: Bench) -> None:
-    for name, case in CASES.items():
+    for name, case in list(CASES.items())[: 1 if bench.quick else None]:
         best = searched(bench, case)
         ways = {DEFAULT: default(case), BEST: best, OURS: ours(case, best)}
         pace = paced(bench, case, ways)
@@ -118,7 +118,11 @@ def searched(bench: Bench, case: Case) -> dict[str, Any]:
     shared = {"num_train_epochs": case.epochs[0], "bf16": True, "use_cpu": True}  # bf16: the quickest to search with
     steps = [reached(bench, case, 0, {**shared, **each})["steps"] for each in grid]
     able = [(each, count) for each, count in zip(grid, steps, strict=True) if count is not None] or [(grid[0], 1)]
-    flagged = [({**shared, **each, "bf16": False, **flags}, count) for each, count in able for flags in FLAGS]
+    flagged = [
+        ({**shared, **each, "bf16": False, **flags}, count)
+        for each, count in able
+        for flags in FLAGS[: 2 if bench.quick else None]
+    ]
     names = {str(index): each for index, (each, _) in enumerate(flagged)}
     pace = paced(bench, case, names)
     seconds = [
@@ -158,8 +162,13 @@ def _reached(bench: Bench, case: Case, seed: int, settings: dict[str, Any], whol
         judge = _Judge(task.main_metric, case.target, not whole)
         made.add_callback(judge)
         made.train()
-        test = made.evaluate(splits["test"], metric_key_prefix="test")[f"test_{task.main_metric}"]
-    return {"steps": judge.steps, "all_steps": made.state.global_step, "best": judge.best, "test": test}
+        said = made.predict(splits["test"], metric_key_prefix="test").metrics or {}
+    return {
+        "steps": judge.steps,
+        "all_steps": made.state.global_step,
+        "best": judge.best,
+        "test": said[f"test_{task.main_metric}"],
+    }
 
 
 @functools.cache
