@@ -21,7 +21,7 @@ from hf_efficient import __version__
 from hf_efficient.accounting import BACKWARD, DATA, FORWARD, OPTIMIZER
 from hf_efficient.errors import ConfigError
 from hf_efficient.machine import machine
-from hf_efficient.optimization import Order, changed
+from hf_efficient.optimization import Order, changed, from_main
 from hf_efficient.plan import OPTIMIZATIONS, optimization_class
 from hf_efficient.proposal import Observed, Proposal
 from hf_efficient.trial import OUT_OF_MEMORY, WARM_UP, Trial, mean_loss_within, plain, run_trial
@@ -99,11 +99,13 @@ class Tuner:
         """Try, and tell what was tried.
 
         Raises:
-            ConfigError: nothing that was tried fits into memory.
+            ConfigError: training as given is refused; or nothing that was tried fits into memory.
         """
         began = time.perf_counter()
         self.best = self._try("as given", Way(), STEPS)
         reference = self.best
+        if reference.error not in ("", OUT_OF_MEMORY):
+            raise ConfigError(reference.error)
         for name, proposals in self._groups():
             self._choose(name, proposals)
         if self.best.error:
@@ -125,15 +127,22 @@ class Tuner:
         """Optimization -> what it proposes now: first those that may save most, last those that take long to set up."""
         if self.best.error:
             yield BATCH, list(_smaller_batches(self.args))
-        waiting = [name for name in OPTIMIZATIONS if name not in self.taken]
+        waiting = [name for name in OPTIMIZATIONS if name not in self.taken and self._goes_along(name)]
         while waiting:
             observed = self._observed()
-            proposed = {name: list(optimization_class(name, "autotune").proposals(observed)) for name in waiting}
+            own = {name: list(optimization_class(name, "autotune").proposals(observed)) for name in waiting}
+            proposed = from_main(own, self.args)
             waiting = [name for name, proposals in proposed.items() if proposals]
             if waiting:
                 name = max(waiting, key=lambda name: _urgency(proposed[name]))
                 waiting.remove(name)
                 yield name, proposed[name]
+
+    def _goes_along(self, name: str) -> bool:
+        """With all that the user has listed, which trials leave out in part."""
+        listed = [optimization_class(one, "autotune") for one in self.taken if one in OPTIMIZATIONS]
+        own = optimization_class(name, "autotune").conflicts
+        return not own & self.taken and not any(name in cls.conflicts for cls in listed)
 
     def _observed(self) -> Observed:
         def share(*parts: str) -> float:
@@ -178,8 +187,10 @@ class Tuner:
             ranked = sorted(found, key=cost)
             close = [label for label in ranked if cost(label) <= (1 + CLOSE) * cost(ranked[0])]
             close = close[: max(2, (len(ranked) + 1) // 2)]
-            at_most = max(ways[label].gain for label in close) * found[ranked[0]].seconds
-            if len(close) < 2 or at_most <= sum(_trial_seconds(found[label], STEPS * 2**step) for label in close):
+            if len(close) < 2:
+                break
+            at_most = max(way.gain for label, way in contenders.items() if label in close) * found[ranked[0]].seconds
+            if at_most <= sum(_trial_seconds(found[label], STEPS * 2**step) for label in close):
                 break
             again = {label: self._try(label, ways[label], STEPS * 2**step) for label in close}
             found = {label: trial for label, trial in again.items() if not trial.error} or found

@@ -13,7 +13,7 @@ from transformers.trainer_utils import has_length
 
 from hf_efficient.batches import lengths_of
 from hf_efficient.errors import ConfigError, NoEffectWarning
-from hf_efficient.optimization import Context, Optimization
+from hf_efficient.optimization import Context, Optimization, Order
 from hf_efficient.plan import Plan, build_optimizations
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ def _trial_trainer(
     """Another trainer of the class of ``trainer``, as far as that is made: with a model of its own."""
     made = object.__new__(type(trainer))
     vars(made).update(vars(trainer))  # what a subclass had set before it called ours
-    changes: dict[str, Any] = {"args": args, "callbacks": copy.deepcopy(ours)}
+    early = [one for one in ours if one.order < Order.STRUCTURE]  # as autotune leaves later ones out of the arguments
+    changes: dict[str, Any] = {"args": args, "callbacks": copy.deepcopy(early)}
     if isinstance(constructor.given.get("model"), nn.Module):
         changes["model"] = copy.deepcopy(constructor.given["model"])
     positional, named = constructor.call(changes)

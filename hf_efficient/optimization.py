@@ -111,17 +111,12 @@ class Context:
         main process chooses once, writes `<folder>/decisions/<name>.json` before anything acts on it, and hands the
         choice to the others. ``choose`` returns plain JSON values.
         """
-        from accelerate.utils import broadcast_object_list
-
-        path = self.folder / "decisions" / f"{name}.json"
-        choice = [None]
+        path, choice = self.folder / "decisions" / f"{name}.json", None
         if self.args.process_index == 0:
-            choice = [self._read(path) if self.resuming and path.is_file() else choose()]
+            choice = self._read(path) if self.resuming and path.is_file() else choose()
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, choice[0])
-        if self.args.world_size > 1:
-            broadcast_object_list(choice)
-        return choice[0]
+            write_json(path, choice)
+        return from_main(choice, self.args)
 
     @staticmethod
     def _read(path: Path) -> Any:
@@ -129,6 +124,17 @@ class Context:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ConfigError(f"{path} is damaged ({error}); delete it to choose anew") from error
+
+
+def from_main(value: Any, args: TrainingArguments) -> Any:
+    """The main process's ``value`` on every process: what is measured differs, what follows from it must not."""
+    if args.world_size == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    shared = [value]
+    broadcast_object_list(shared)
+    return shared[0]
 
 
 def refuse_adapters(model: Any, cannot: str) -> None:

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments
 from hf_efficient.accounting import STEP_PARTS, Accounting, account
 from hf_efficient.errors import EfficientError
 from hf_efficient.machine import PeakMemory, measurement_lock
-from hf_efficient.optimization import changed
+from hf_efficient.optimization import changed, from_main
 
 WARM_UP = 2
 """Steps before those that count: kernels are chosen and memory is fetched in them."""
@@ -142,7 +142,9 @@ class _Clock(Accounting):
 
 def _steps(trainer: Trainer, steps: int) -> dict[str, Any]:
     clock = _Clock(trainer, steps)
-    with measurement_lock(), account(trainer, clock), contextlib.suppress(_EnoughError):
+    # One for all processes of this machine: they wait for each other in every step
+    lock = measurement_lock() if trainer.args.local_process_index == 0 else contextlib.nullcontext()
+    with lock, account(trainer, clock), contextlib.suppress(_EnoughError):
         trainer.train()
     total = sum(clock.spent[part] for part in STEP_PARTS)
     # A training of no more steps than the warm-up has no others to show
@@ -159,12 +161,11 @@ def _agreed(trial: Trial, args: TrainingArguments) -> Trial:
     """The main process's, so that all decide alike; an error that any process had."""
     if args.world_size == 1:
         return trial
-    from accelerate.utils import broadcast_object_list, gather_object
+    from accelerate.utils import gather_object
 
-    errors: list[str] = [error for error in gather_object([trial.error]) if error]
-    shared: list[Any] = [trial]
-    broadcast_object_list(shared)
-    return Trial(error=errors[0], setup_seconds=shared[0].setup_seconds) if errors else shared[0]
+    errors = [error for error in gather_object([trial.error]) if error]
+    main = from_main(trial, args)
+    return Trial(error=errors[0], setup_seconds=main.setup_seconds) if errors else main
 
 
 def mean_loss_within(trial: Trial, reference: Trial) -> bool:

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import atomic_path, write_json, write_text
+from hf_efficient.optimization import from_main
 from hf_efficient.picture import AFTER_COLOUR, BEFORE_COLOUR, MUTED_COLOUR, blank
 from hf_efficient.wording import escaped, number
 
@@ -135,21 +136,12 @@ def remembered(tune: Callable[[], Tuning], args: TrainingArguments, circumstance
     on as it began, on whatever machine. Else one that was made under the same ``circumstances``, from the cache:
     `$HF_EFFICIENT_CACHE/autotune`, by default in the Hugging Face cache.
     """
-    from accelerate.utils import broadcast_object_list
-
     output, main = Path(str(args.output_dir)), args.process_index == 0
     cache = cache_folder() / f"{_digest(circumstances)}.json"
-    found: list[Any] = [None]
-    if main:
-        found = [_earlier(output) or _read(cache, f"the cache ({cache.name})")]
-    if args.world_size > 1:
-        broadcast_object_list(found)
-    tuning = found[0]
+    found = (_earlier(output) or _read(cache, f"the cache ({cache.name})")) if main else None
+    tuning = from_main(found, args)
     if tuning is None:
-        shared: list[Any] = [tune()]
-        if args.world_size > 1:
-            broadcast_object_list(shared)
-        tuning = shared[0]
+        tuning = from_main(tune(), args)
         if main:
             _remember(cache, tuning)
     if main:

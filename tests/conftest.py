@@ -9,18 +9,14 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import functools
 import gc
-import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import transformers
-
-from hf_efficient.measure import _fresh_process
 
 if TYPE_CHECKING:
     from hf_efficient.export import ExportResult
@@ -40,38 +36,12 @@ def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def what_is_imported_is_not_collected() -> None:
     """Accelerate collects garbage before every training, and data workers when they end: half a second through the
     objects of all libraries."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def memory_measured_in_forks() -> Iterator[None]:
-    """Of a process that has imported everything: a fresh one takes seconds to. tests/test_measure.py has fresh ones."""
-    import hf_efficient.outcome
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hf_efficient.outcome, "peak_memory_mb", forked_peak_memory_mb)
-        yield
-
-
-@functools.cache
-def _forks() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hf_efficient.measure", "transformers.models.auto.modeling_auto"])
-    return context
-
-
-def forked_peak_memory_mb(folder: str | Path, batch: Mapping[str, Any]) -> dict[str, float]:
-    """`hf_efficient.measure.peak_memory_mb`, of a forked process."""
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "batch.pt"
-        torch.save(dict(batch), file)
-        with ProcessPoolExecutor(1, mp_context=_forks()) as pool:
-            return pool.submit(_fresh_process, str(folder), str(file)).result(timeout=120)
 
 
 @pytest.fixture

@@ -11,12 +11,15 @@ import transformers
 from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments
+from hf_efficient.tuning import CACHE_VARIABLE
 from tests.test_contract import ROWS
-from tests.test_parity import build
+from tests.test_parity import Stop, build
 from tests.tiny import text_model
 
 IMAGES_TOO = {"data_pruning", "distillation", "structured_pruning"}
 """Where what processes exchange depends on the kind of model: batches without lengths, other teachers, other shapes."""
+TUNED = "autotuned"
+"""One process may choose otherwise than two."""
 REPORTED = ("precision", "text")
 """With a report, which evaluates before the training, and so must not matter to it; it takes seconds."""
 
@@ -44,7 +47,14 @@ def cases(processes: int) -> dict[str, Any]:
     def off(folder: Path) -> Any:
         return build(EfficientTrainer, EfficientTrainingArguments, folder, given=without_dropout("text"), **batches)
 
-    found: dict[str, Any] = {"stock": stock, "off": off}
+    def autotuned(folder: Path) -> Any:
+        """Long enough for trials to pay; it is stopped."""
+        os.environ[CACHE_VARIABLE] = str(folder / "cache")
+        given = {**without_dropout("text"), "callbacks": [Stop]}
+        options = {**batches, "train_sampling_strategy": "random", "num_train_epochs": 2000, "measure_seconds": 0}
+        return build(EfficientTrainer, EfficientTrainingArguments, folder, given=given, autotune=True, **options)
+
+    found: dict[str, Any] = {"stock": stock, "off": off, TUNED: autotuned}
     for name, row in ROWS.items():
         kinds = ("text", "vision") if name in IMAGES_TOO or "text" in row.idle_on else ("text",)
         for kind in (kind for kind in kinds if kind not in row.idle_on):

@@ -29,7 +29,9 @@ def listed(args: TrainingArguments) -> dict[str, Any]:
 def tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tuner]:
     """``tuner(step, ...)``: with trials that take ``step(args)`` seconds a step, or the Trial that it returns."""
 
-    def make(step: Callable[[TrainingArguments], Any], *, steps: int = 1000, taken: Any = (), **given: Any) -> Tuner:
+    def make(
+        step: Callable[[TrainingArguments], Any], *, steps: int = 1000, taken: Any = (), model: Any = None, **given: Any
+    ) -> Tuner:
         def trial(build: Any, args: TrainingArguments, count: int) -> Trial:
             found = step(args)
             if isinstance(found, Trial):
@@ -38,7 +40,7 @@ def tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tune
 
         monkeypatch.setattr(autotune, "run_trial", trial)
         args = EfficientTrainingArguments(str(tmp_path), use_cpu=True, **given)
-        return Tuner(lambda args: None, args, text_model(), LENGTHS, taken)  # type: ignore[arg-type, return-value]
+        return Tuner(lambda args: None, args, model or text_model(), LENGTHS, taken)  # type: ignore[arg-type, return-value]
 
     return make
 
@@ -96,6 +98,13 @@ def test_what_the_user_has_decided_is_left_alone(tuner: Any, monkeypatch: pytest
     assert "length_batching" not in tuning.optimizations
     assert all(one["precision"] == {"dtype": "fp32"} for one in seen)
     assert not any("structured_pruning" in one for one in seen)  # its work before the first step is no part of a trial
+
+
+@pytest.mark.parametrize("listed", [{}, {"quantization": {}}], ids=str)
+def test_what_conflicts_with_the_users_own_is_not_proposed(tuner: Any, listed: dict[str, Any]) -> None:
+    """Also where trials leave the user's own out."""
+    tuning = tuner(lambda args: 0.1, taken=listed, optimizations=listed, model=text_model(vocab_size=4096)).tune()
+    assert ("sparse_embeddings" in [row.way for row in tuning.rows]) is not bool(listed)
 
 
 def test_a_gain_within_the_noise_is_not_taken(tuner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +166,11 @@ def test_out_of_memory_is_mended(tuner: Any) -> None:
 def test_memory_that_nothing_mends_is_an_error(tuner: Any) -> None:
     with pytest.raises(ConfigError, match=r"fails .out of memory.*smaller per_device_train_batch_size"):
         tuner(lambda args: Trial(error=OUT_OF_MEMORY)).tune()
+
+
+def test_what_is_refused_as_given_is_an_error(tuner: Any) -> None:
+    with pytest.raises(ConfigError, match="not like this"):
+        tuner(lambda args: Trial(error="not like this")).tune()
 
 
 def test_halving_drops_the_slower_half(tuner: Any, monkeypatch: pytest.MonkeyPatch) -> None:

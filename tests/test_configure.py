@@ -7,7 +7,14 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning, efficient
+from hf_efficient import (
+    ConfigError,
+    EfficientTrainer,
+    EfficientTrainingArguments,
+    NoEffectWarning,
+    StructuredPruning,
+    efficient,
+)
 from hf_efficient.configure import Constructor
 from hf_efficient.tuning import CACHE_VARIABLE
 from tests.test_parity import assert_same_tensors, build, train
@@ -90,6 +97,14 @@ def test_trials_do_not_call_the_users_callbacks(tmp_path: Path) -> None:
 
     tuned(tmp_path, given={"callbacks": [Seen]}, max_steps=6)
     assert Seen.steps == 0
+
+
+def test_trials_leave_out_what_cuts_the_model(tmp_path: Path) -> None:
+    cut = StructuredPruning(keep_layers=1)
+    trainer = tuned(tmp_path, given={"callbacks": [cut]}, max_steps=6)
+    assert cut in trainer.optimizations
+    assert not cut.describe()
+    assert not (tmp_path / "decisions").exists()
 
 
 def test_a_model_init_is_tuned(tmp_path: Path) -> None:

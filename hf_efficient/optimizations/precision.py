@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
-from hf_efficient.optimization import Context, Optimization, Order, changed
+from hf_efficient.optimization import Context, Optimization, Order, changed, from_main
 from hf_efficient.proposal import Observed, Proposal
 from hf_efficient.timing import matmul_seconds
 
@@ -89,7 +89,7 @@ def supported(device: str) -> list[str]:
 def _choose(args: "TrainingArguments") -> tuple[str, str]:
     device = args.device.type
     if device == "cpu":
-        return _agree(_fastest_on_cpu(), args)
+        return from_main(_fastest_on_cpu(), args)  # precision must not differ
     if device == "mps":
         return "fp32", "mixed precision is slower on most Apple GPUs"
     best = "bf16" if "bf16" in supported(device) else "fp16"
@@ -100,17 +100,6 @@ def _fastest_on_cpu() -> tuple[str, str]:
     speedup = matmul_speedup(torch.bfloat16)
     chosen = "bf16" if speedup >= WORTHWHILE else "fp32"
     return chosen, f"a bf16 matrix product takes {1 / speedup:.2f} times as long as an fp32 one on this CPU"
-
-
-def _agree(choice: tuple[str, str], args: "TrainingArguments") -> tuple[str, str]:
-    """The main process's choice: timings differ, precision must not."""
-    if args.world_size == 1:
-        return choice
-    from accelerate.utils import broadcast_object_list
-
-    shared = [choice]
-    broadcast_object_list(shared)
-    return shared[0]
 
 
 def matmul_speedup(
