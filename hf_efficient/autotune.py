@@ -22,7 +22,7 @@ from hf_efficient.accounting import BACKWARD, DATA, FORWARD, OPTIMIZER
 from hf_efficient.errors import ConfigError
 from hf_efficient.machine import machine
 from hf_efficient.optimization import Order, changed, from_main
-from hf_efficient.plan import OPTIMIZATIONS, optimization_class
+from hf_efficient.plan import OPTIMIZATIONS, build_optimizations, optimization_class
 from hf_efficient.proposal import Observed, Proposal
 from hf_efficient.trial import OUT_OF_MEMORY, WARM_UP, Trial, mean_loss_within, plain, run_trial
 from hf_efficient.tuning import Row, Tuning, remembered
@@ -92,6 +92,7 @@ class Tuner:
     ):
         self.build, self.args, self.model, self.lengths = build, _without_later(args), model, lengths
         self.taken = frozenset(taken)
+        self.listed = build_optimizations(getattr(args, "optimizations", None))
         self.rows: list[Row] = []
         self.way, self.best = Way(), Trial()
 
@@ -140,9 +141,8 @@ class Tuner:
 
     def _goes_along(self, name: str) -> bool:
         """With all that the user has listed, which trials leave out in part."""
-        listed = [optimization_class(one, "autotune") for one in self.taken if one in OPTIMIZATIONS]
-        own = optimization_class(name, "autotune").conflicts
-        return not own & self.taken and not any(name in cls.conflicts for cls in listed)
+        (one,) = build_optimizations({name: {}})  # what conflicts may depend on settings
+        return not one.conflicts & self.taken and not any(name in other.conflicts for other in self.listed)
 
     def _observed(self) -> Observed:
         def share(*parts: str) -> float:
