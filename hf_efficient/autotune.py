@@ -18,7 +18,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_efficient import __version__
-from hf_efficient.accounting import BACKWARD, DATA, FORWARD, OPTIMIZER
+from hf_efficient.accounting import BACKWARD, FORWARD, OPTIMIZER
 from hf_efficient.errors import ConfigError
 from hf_efficient.machine import machine
 from hf_efficient.optimization import Order, changed, from_main
@@ -154,7 +154,6 @@ class Tuner:
             lengths=self.lengths,
             computing=share(FORWARD, BACKWARD),
             updating=share(OPTIMIZER),
-            waiting=share(DATA),
             out_of_memory=self.best.error == OUT_OF_MEMORY,
         )
 

@@ -95,10 +95,6 @@ def another_kernel(before: Any, after: Any) -> bool:
     return told == {"implementation": "eager", "before": "sdpa"} and kernels == {"sdpa"}
 
 
-def a_worker(before: Any, after: Any) -> bool:
-    return [one.get_train_dataloader().num_workers for one in (before, after)] == [0, 1]
-
-
 def pixels_side_by_side(before: Any, after: Any) -> bool:
     """While it trained: its moments have the layout of the weights; the finished weights lie as usual."""
     saved = torch.load(Path(after.args.output_dir) / "checkpoint-12" / "optimizer.pt", weights_only=True)
@@ -106,10 +102,6 @@ def pixels_side_by_side(before: Any, after: Any) -> bool:
     weights = [one for one in after.model.parameters() if one.dim() == 4]
     last = {"memory_format": torch.channels_last}
     return bool(moments) and all(m.is_contiguous(**last) for m in moments) and all(w.is_contiguous() for w in weights)
-
-
-def two_threads(before: Any, after: Any) -> bool:
-    return after.optimizations[0].describe() == {"count": 2, "before": 1} and torch.get_num_threads() == 1
 
 
 def computes_in_bf16(before: Any, after: Any) -> bool:

@@ -177,16 +177,17 @@ def test_halving_drops_the_slower_half(tuner: Any, monkeypatch: pytest.MonkeyPat
     seconds = {"a": 0.099, "b": 0.09, "c": 0.2, "": 0.1}
 
     def step(args: TrainingArguments) -> float:
-        return seconds[listed(args).get("threads", {}).get("count", "")]
+        return seconds[listed(args).get("attention", {}).get("implementation", "")]
 
     one = tuner(step)
     one.best = one._try("as given", Way(), 4)
-    one._choose("threads", [Proposal({"count": name}) for name in "abc"])
+    one._choose("attention", [Proposal({"implementation": name}) for name in "abc"])
     timed = {
-        name: [row.found["steps_timed"] for row in one.rows if row.way == f"threads (count={name})"] for name in "abc"
+        name: [row.found["steps_timed"] for row in one.rows if row.way == f"attention (implementation={name})"]
+        for name in "abc"
     }
     assert timed == {"a": [4, 8], "b": [4, 8, 16], "c": [4]} or timed == {"a": [4, 8, 16], "b": [4, 8, 16], "c": [4]}
-    assert one.way.optimizations == {"threads": {"count": "b"}}
+    assert one.way.optimizations == {"attention": {"implementation": "b"}}
 
 
 @pytest.mark.parametrize("changed", ["lengths", "model", "batch", "listed", "trainer"])
