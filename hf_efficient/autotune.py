@@ -262,59 +262,61 @@ def _is_early(name: str) -> bool:
     return optimization_class(name, "optimizations").order < Order.STRUCTURE
 
 
-def tuned(
-    build: Callable[[TrainingArguments], Trainer],
-    trainer_class: type,
-    args: TrainingArguments,
-    model: nn.Module,
-    examples: int | None,
-    lengths: torch.Tensor | None,
-    listed: Mapping[str, Any],
-) -> tuple[TrainingArguments, Tuning]:
-    """Training arguments for the fastest training, and how they were found.
-
-    A choice that the output folder has checkpoints of is taken again, whatever would be measured now; so is one that
-    this machine has made before for such a model and such data (`hf_efficient.tuning.remembered`).
-
-    Args:
-        build, args, model, lengths: as for `Tuner`.
-        trainer_class: of what ``build`` makes.
-        examples: in the training set; None where that is unknown.
-        listed: all optimizations that the user has decided about, by name, with their settings.
-
-    Raises:
-        ConfigError: nothing that was tried fits into memory.
-    """
-    tuner = Tuner(build, args, model, lengths, listed)
-    tuning = remembered(tuner.tune, args, _circumstances(trainer_class, args, model, examples, lengths, listed))
-    return Way(tuning.optimizations, tuning.args).arguments(args), tuning
-
-
 _ARGS_THAT_MATTER = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim", "bf16",
     "fp16", "torch_compile", "train_sampling_strategy", "dataloader_num_workers", "world_size",
 )  # fmt: skip
 
 
-def _circumstances(
-    trainer_class: type,
-    args: TrainingArguments,
-    model: nn.Module,
-    examples: int | None,
-    lengths: torch.Tensor | None,
-    listed: Mapping[str, Any],
-) -> dict[str, Any]:
-    """All that a choice depends on, as plain values."""
-    shapes = repr([(name, tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in model.named_parameters()])
-    return {
-        "version": __version__,
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
-        "device": str(args.device),
-        "trainer": f"{trainer_class.__module__}.{trainer_class.__qualname__}",
-        "model": [type(model).__name__, hashlib.sha256(shapes.encode()).hexdigest()],
-        "examples": examples,
-        "lengths": None if lengths is None else hashlib.sha256(lengths.numpy().tobytes()).hexdigest(),
-        "args": {name: str(getattr(args, name, None)) for name in _ARGS_THAT_MATTER},
-        "listed": {name: str(settings) for name, settings in sorted(listed.items())},
-    }
+@dataclass(frozen=True)
+class Training:
+    """What is to be trained.
+
+    Attributes:
+        args, model, lengths: as for `Tuner`.
+        trainer_class: whose trainers are tried.
+        examples: in the training set; None where that is unknown.
+        listed: all optimizations that the user has decided about, by name, with their settings.
+    """
+
+    trainer_class: type
+    args: TrainingArguments
+    model: nn.Module
+    examples: int | None
+    lengths: torch.Tensor | None
+    listed: Mapping[str, Any]
+
+    def circumstances(self) -> dict[str, Any]:
+        """All that a choice depends on, as plain values."""
+        parameters = self.model.named_parameters()
+        shapes = repr([(name, tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in parameters])
+        lengths = None if self.lengths is None else hashlib.sha256(self.lengths.numpy().tobytes()).hexdigest()
+        return {
+            "version": __version__,
+            "machine": machine(),
+            "threads": torch.get_num_threads(),
+            "device": str(self.args.device),
+            "trainer": f"{self.trainer_class.__module__}.{self.trainer_class.__qualname__}",
+            "model": [type(self.model).__name__, hashlib.sha256(shapes.encode()).hexdigest()],
+            "examples": self.examples,
+            "lengths": lengths,
+            "args": {name: str(getattr(self.args, name, None)) for name in _ARGS_THAT_MATTER},
+            "listed": {name: str(settings) for name, settings in sorted(self.listed.items())},
+        }
+
+
+def tuned(build: Callable[[TrainingArguments], Trainer], training: Training) -> tuple[TrainingArguments, Tuning]:
+    """Training arguments for the fastest training, and how they were found.
+
+    A choice that the output folder has checkpoints of is taken again, whatever would be measured now; so is one that
+    this machine has made before for such a model and such data (`hf_efficient.tuning.remembered`).
+
+    Args:
+        build: as for `Tuner`.
+
+    Raises:
+        ConfigError: training as given is refused; or nothing that was tried fits into memory.
+    """
+    tuner = Tuner(build, training.args, training.model, training.lengths, training.listed)
+    tuning = remembered(tuner.tune, training.args, training.circumstances())
+    return Way(tuning.optimizations, tuning.args).arguments(training.args), tuning

@@ -81,7 +81,11 @@ def configure(
 
 
 def _has_optimizer(given: dict[str, Any]) -> bool:
-    return (given.get("optimizers") or (None,))[0] is not None or given.get("optimizer_cls_and_kwargs") is not None
+    return _optimizer_object(given) is not None or given.get("optimizer_cls_and_kwargs") is not None
+
+
+def _optimizer_object(given: dict[str, Any]) -> Any:
+    return (given.get("optimizers") or (None,))[0]
 
 
 def _instance(callback: Any) -> Any:
@@ -92,14 +96,14 @@ def _instance(callback: Any) -> Any:
 def _tuned(
     trainer: Trainer, again: Callable[..., None], constructor: Constructor, ours: list[Optimization]
 ) -> "tuple[TrainingArguments, Tuning | None]":
-    from hf_efficient.autotune import tuned
+    from hf_efficient.autotune import Training, tuned
 
     given = constructor.given
     args, dataset = given["args"], given.get("train_dataset")
     if dataset is None:
         warnings.warn("autotune: there is no train_dataset to try anything on", NoEffectWarning, 2)
         return args, None
-    if (given.get("optimizers") or (None,))[0] is not None:
+    if _optimizer_object(given) is not None:
         raise ConfigError(
             "autotune trains copies of the model, which optimizers= cannot go with; pass optimizer_cls_and_kwargs="
         )
@@ -108,15 +112,15 @@ def _tuned(
     listed = {**(getattr(args, "optimizations", None) or {}), **{one.name: vars(one) for one in ours}}
     if given.get("optimizer_cls_and_kwargs") is not None:
         listed["optimizer"] = given["optimizer_cls_and_kwargs"]
-    return tuned(
-        functools.partial(_trial_trainer, trainer, again, constructor, ours),
-        type(trainer),
-        args,
-        model,
-        len(dataset) if sized else None,
-        lengths_of(dataset) if sized else None,
-        listed,
+    training = Training(
+        trainer_class=type(trainer),
+        args=args,
+        model=model,
+        examples=len(dataset) if sized else None,
+        lengths=lengths_of(dataset) if sized else None,
+        listed=listed,
     )
+    return tuned(functools.partial(_trial_trainer, trainer, again, constructor, ours), training)
 
 
 def _trial_trainer(

@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments, autotune
-from hf_efficient.autotune import Tuner, Way
+from hf_efficient.autotune import Training, Tuner, Way
 from hf_efficient.optimizations import compile as compiling
 from hf_efficient.optimizations import precision
 from hf_efficient.proposal import Proposal
@@ -208,5 +208,5 @@ def test_circumstances_tell_apart(changed: str, tmp_path: Path) -> None:
         "listed": {"listed": {"compile": False}},
         "trainer": {"trainer_class": EfficientTrainer},
     }[changed]
-    assert autotune._circumstances(**usual) == autotune._circumstances(**usual)
-    assert autotune._circumstances(**usual) != autotune._circumstances(**{**usual, **other})
+    assert Training(**usual).circumstances() == Training(**usual).circumstances()
+    assert Training(**usual).circumstances() != Training(**{**usual, **other}).circumstances()

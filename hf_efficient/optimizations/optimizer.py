@@ -113,12 +113,11 @@ class Optimizer(Optimization):
         args = observed.args
         if args.optim != type(args).optim:
             return
-        updating = observed.updating
         for kind, device in (("adamw_8bit", "cuda"), ("adamw", None)):
             package = KINDS[kind].package
             fits = device in (None, args.device.type) and (not package or importlib.util.find_spec(package))
             if fits and KINDS[kind].optim != args.optim:
-                yield Proposal({"kind": kind}, gain=updating / 2)
+                yield Proposal({"kind": kind}, gain=observed.updating / 2)
 
     def configure(self, args: "TrainingArguments") -> "TrainingArguments":
         optim = KINDS[self.kind].optim

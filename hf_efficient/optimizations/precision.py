@@ -15,7 +15,7 @@ from hf_efficient.timing import matmul_seconds
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-_TORCH = {"bf16": "bfloat16", "fp16": "float16"}
+_TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 WORTHWHILE = 1.2
 """A CPU's bf16 must beat fp32 by this factor in a bare matrix product: autocast's conversions cost time as well."""
@@ -44,10 +44,9 @@ class Precision(Optimization):
         args = observed.args
         if args.bf16 or args.fp16:
             return
-        computing = observed.computing
         for dtype in supported(args.device.type)[1:]:
-            speedup = matmul_speedup(getattr(torch, _TORCH[dtype]), device=args.device)
-            yield Proposal({"dtype": dtype}, gain=(1 - 1 / speedup) * computing)
+            speedup = matmul_speedup(_TORCH[dtype], device=args.device)
+            yield Proposal({"dtype": dtype}, gain=(1 - 1 / speedup) * observed.computing)
 
     def check(self, context: Context) -> None:
         device = context.args.device.type
