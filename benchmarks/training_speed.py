@@ -3,8 +3,8 @@
 Three ways to train the first stage of a recipe on a real set:
 
 - default: the stock Trainer with its defaults at batch 32;
-- best: the stock Trainer with the best of its own flags, searched here with one seed: learning rate, batch size,
-  sampling (`group_by_length`, `batch_rebalance`), then bf16, compile and optimizer by their pace;
+- best: the stock Trainer with the best of its own flags, searched here with one seed, one after the other: learning
+  rate, batch size, sampling (`group_by_length`, `batch_rebalance`), then bf16, compile and optimizer by their pace;
 - ours: `autotune=True` and data_pruning, with the learning rate and epochs of best.
 
 A way's time is the steps until the target is first reached on validation data, in trainings judged four times an epoch,
@@ -15,6 +15,7 @@ has reached the target, those of the others go on to their end, where they are j
 
 import contextlib
 import functools
+import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping
@@ -45,7 +46,9 @@ class Case:
         row: of `benchmarks.tasks`.
         target: validation score to reach.
         epochs: of best and ours; of the default, which needs more.
-        rates: learning rates that are searched.
+        rates: learning rates that are searched; batches: sizes of batches; sampling: ways to form them. The first of
+            each while another is searched.
+        padded: whether batches are.
     """
 
     row: str
@@ -54,12 +57,13 @@ class Case:
     rates: tuple[float, ...]
     batches: tuple[int, ...] = (32, 16)
     sampling: tuple[str, ...] = ("group_by_length", "random", "batch_rebalance")
+    padded: bool = True
 
 
 CASES = {
     "banking77": Case("banking77", 0.92, (5, 12), (3e-4, 5e-4, 1e-3)),
     "crossner": Case("crossner", 0.80, (8, 30), (3e-4, 5e-4, 1e-3)),
-    "clothing_small": Case("clothing_small", 0.85, (12, 40), (3e-4, 1e-3), (32,), ("random",)),
+    "clothing_small": Case("clothing_small", 0.85, (12, 40), (3e-4, 1e-3), (32,), ("random",), padded=False),
 }
 FLAGS: tuple[dict[str, Any], ...] = (
     {},
@@ -79,7 +83,8 @@ def body(bench: Bench) -> None:
         times: dict[str, list[float]] = {}
         tests: dict[str, list[float]] = {}
         for way, settings in ways.items():
-            found = [reached(bench, case, seed, settings, whole=way != DEFAULT) for seed in bench.seeds]
+            trained = counted(case, settings) if way == DEFAULT else settings
+            found = [reached(bench, case, seed, trained, whole=way != DEFAULT) for seed in bench.seeds]
             missed = [each["best"] for each in found if each["steps"] is None]
             if missed:
                 bench.notes.append(f"{name}: {way} did not reach {case.target} in every training ({missed})")
@@ -105,30 +110,38 @@ def ours(case: Case, best: Mapping[str, Any]) -> dict[str, Any]:
     return {**rate, "autotune": True, "optimizations": OPTIMIZATIONS}
 
 
+def counted(case: Case, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the same steps as those given, which take less time."""
+    return {**settings, "bf16": True, "optimizations": {"packing": {}} if case.padded else {}}
+
+
 def searched(bench: Bench, case: Case) -> dict[str, Any]:
     """The stock flags that reach the target first: what decides the steps by trainings, the rest by its pace."""
-    grid = [
-        {"learning_rate": rate, "per_device_train_batch_size": batch, "train_sampling_strategy": sampling}
-        for sampling in case.sampling
-        for batch in case.batches
-        for rate in case.rates
-    ]
-    if bench.quick:
-        grid = grid[:1]
-    shared = {"num_train_epochs": case.epochs[0], "bf16": True, "use_cpu": True}  # bf16: the quickest to search with
-    steps = [reached(bench, case, 0, {**shared, **each})["steps"] for each in grid]
-    able = [(each, count) for each, count in zip(grid, steps, strict=True) if count is not None] or [(grid[0], 1)]
-    flagged = [
-        ({**shared, **each, "bf16": False, **flags}, count)
-        for each, count in able
-        for flags in FLAGS[: 2 if bench.quick else None]
-    ]
-    names = {str(index): each for index, (each, _) in enumerate(flagged)}
-    pace = paced(bench, case, names)
-    seconds = [
-        count * pace[str(index)]["step_s"] + pace[str(index)]["before_s"] for index, (_, count) in enumerate(flagged)
-    ]
-    return flagged[min(range(len(flagged)), key=seconds.__getitem__)][0]
+    tried = {
+        "learning_rate": case.rates,
+        "per_device_train_batch_size": case.batches,
+        "train_sampling_strategy": case.sampling,
+    }
+    formed = {f"{size} {way}": (size, way) for size in case.batches for way in case.sampling}
+    shared = {"num_train_epochs": case.epochs[0], "use_cpu": True}
+    best: dict[str, Any] = {**shared, **{name: values[0] for name, values in tried.items()}}
+    pace = paced(bench, case, {name: _formed(best, *each) for name, each in formed.items()})
+    for name, values in tried.items():
+        seconds = {}
+        for value in values[: 1 if bench.quick else None]:
+            way = {**best, name: value}
+            steps = reached(bench, case, 0, counted(case, way), whole=False)["steps"]
+            by = f"{way['per_device_train_batch_size']} {way['train_sampling_strategy']}"
+            seconds[value] = math.inf if steps is None else steps * pace[by]["step_s"]
+        best[name] = min(seconds, key=seconds.__getitem__)
+    steps = reached(bench, case, 0, counted(case, best), whole=False)["steps"] or 1
+    flagged = {str(flags): {**best, **flags} for flags in FLAGS[: 2 if bench.quick else None]}
+    pace = paced(bench, case, flagged)
+    return flagged[min(flagged, key=lambda name: steps * pace[name]["step_s"] + pace[name]["before_s"])]
+
+
+def _formed(settings: Mapping[str, Any], size: int, sampling: str) -> dict[str, Any]:
+    return {**settings, "per_device_train_batch_size": size, "train_sampling_strategy": sampling}
 
 
 def reached(bench: Bench, case: Case, seed: int, settings: dict[str, Any], whole: bool = True) -> dict[str, Any]:

@@ -32,6 +32,8 @@ register_loader()
 _PUBLIC = {
     "ActivationCheckpointing": "optimizations.activation_checkpointing",
     "Adapters": "optimizations.adapters",
+    "Attention": "optimizations.attention",
+    "ChannelsLast": "optimizations.channels_last",
     "Compile": "optimizations.compile",
     "ConfigError": "errors",
     "ConflictError": "errors",
@@ -55,6 +57,7 @@ _PUBLIC = {
     "Optimization": "optimization",
     "Optimizer": "optimizations.optimizer",
     "Order": "optimization",
+    "Packing": "optimizations.packing",
     "Plan": "plan",
     "Precision": "optimizations.precision",
     "Pruning": "optimizations.pruning",
@@ -62,6 +65,7 @@ _PUBLIC = {
     "Recipe": "recipe",
     "Report": "report",
     "RunResult": "run",
+    "SparseEmbeddings": "optimizations.sparse_embeddings",
     "StructuredPruning": "optimizations.structured_pruning",
     "Task": "task",
     "VocabularyTrimming": "optimizations.vocabulary_trimming",
@@ -95,6 +99,8 @@ if TYPE_CHECKING:
     from hf_efficient.optimization import Order as Order
     from hf_efficient.optimizations.activation_checkpointing import ActivationCheckpointing as ActivationCheckpointing
     from hf_efficient.optimizations.adapters import Adapters as Adapters
+    from hf_efficient.optimizations.attention import Attention as Attention
+    from hf_efficient.optimizations.channels_last import ChannelsLast as ChannelsLast
     from hf_efficient.optimizations.compile import Compile as Compile
     from hf_efficient.optimizations.data_pruning import DataPruning as DataPruning
     from hf_efficient.optimizations.deduplication import Deduplication as Deduplication
@@ -102,9 +108,11 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.layer_freezing import LayerFreezing as LayerFreezing
     from hf_efficient.optimizations.length_batching import LengthBatching as LengthBatching
     from hf_efficient.optimizations.optimizer import Optimizer as Optimizer
+    from hf_efficient.optimizations.packing import Packing as Packing
     from hf_efficient.optimizations.precision import Precision as Precision
     from hf_efficient.optimizations.pruning import Pruning as Pruning
     from hf_efficient.optimizations.quantization import Quantization as Quantization
+    from hf_efficient.optimizations.sparse_embeddings import SparseEmbeddings as SparseEmbeddings
     from hf_efficient.optimizations.structured_pruning import StructuredPruning as StructuredPruning
     from hf_efficient.optimizations.vocabulary_trimming import VocabularyTrimming as VocabularyTrimming
     from hf_efficient.optimizations.weight_fusion import WeightFusion as WeightFusion

@@ -10,6 +10,7 @@ from torch import nn
 from hf_efficient.blocks import inputs_of, layer_stacks, layers_of
 from hf_efficient.errors import ConfigError
 from hf_efficient.families import ATTENTION, FAMILIES, LayerStack
+from hf_efficient.functional.packing import padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,15 +48,15 @@ class Capture:
         rows = layer_stacks(self.model)
         stacks = [layers_of(self.model, row) for row in rows]
         for stack, layer in self.hidden:
-            self._hook(stacks[stack][layer], [f"hidden.{stack}.{layer}"])
+            self._hook(stacks[stack][layer], stacks[stack][layer], [f"hidden.{stack}.{layer}"])
         for stack, layer in self.relations:
             names = [f"{relation}.{stack}.{layer}" for relation in RELATIONS]
             modules = projections(stacks[stack][layer], rows[stack])
             if len(modules) == 1:
-                self._hook(modules[0], names)
+                self._hook(modules[0], stacks[stack][layer], names)
             else:
                 for module, name in zip(modules, names, strict=True):
-                    self._hook(module, [name])
+                    self._hook(module, stacks[stack][layer], [name])
 
     def take(self) -> dict[str, torch.Tensor]:
         """What the last forward pass left: name -> (examples, positions, width); forgotten here."""
@@ -67,10 +68,10 @@ class Capture:
             handle.remove()
         self._handles, self._caught = [], {}
 
-    def _hook(self, module: nn.Module, names: Sequence[str]) -> None:
+    def _hook(self, module: nn.Module, layer: nn.Module, names: Sequence[str]) -> None:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
             if module.training or not self.training_only:
-                value = output if isinstance(output, torch.Tensor) else output[0]
+                value = padded(layer, output if isinstance(output, torch.Tensor) else output[0])
                 self._caught.update(zip(names, value.chunk(len(names), dim=-1), strict=True))
 
         self._handles.append(module.register_forward_hook(note))

@@ -26,6 +26,7 @@ OPTIMIZATIONS = {
     "layer_freezing": "hf_efficient.optimizations.layer_freezing:LayerFreezing",
     "length_batching": "hf_efficient.optimizations.length_batching:LengthBatching",
     "optimizer": "hf_efficient.optimizations.optimizer:Optimizer",
+    "packing": "hf_efficient.optimizations.packing:Packing",
     "precision": "hf_efficient.optimizations.precision:Precision",
     "pruning": "hf_efficient.optimizations.pruning:Pruning",
     "quantization": "hf_efficient.optimizations.quantization:Quantization",

@@ -12,6 +12,7 @@ from torch import nn
 
 from hf_efficient.example_cache import ExampleCache
 from hf_efficient.functional.examples import DECODER, example_keys, join, positions, split
+from hf_efficient.functional.packing import padded
 from hf_efficient.timing import evaluating
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class FrozenPrefix:
                 self._give_up("what comes before the first layer still learns")
         output = forward(*args, **kwargs)
         if self._keys and index == self._depth - 1:
-            self._keep(output)
+            self._keep(padded(self._layers[index], output))
         return output
 
     def _keep(self, output: Any) -> None:

@@ -95,6 +95,12 @@ def another_kernel(before: Any, after: Any) -> bool:
     return told == {"implementation": "eager", "before": "sdpa"} and kernels == {"sdpa"}
 
 
+def padding_left_out(before: Any, after: Any) -> bool:
+    """While it trained; afterwards attention is as it was."""
+    left_out = after.optimizations[0].describe()["padding_left_out"]
+    return 0.1 < left_out < 0.5 and after.model.config._attn_implementation == "sdpa"
+
+
 def pixels_side_by_side(before: Any, after: Any) -> bool:
     """While it trained: its moments have the layout of the weights; the finished weights lie as usual."""
     saved = torch.load(Path(after.args.output_dir) / "checkpoint-12" / "optimizer.pt", weights_only=True)

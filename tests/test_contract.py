@@ -108,6 +108,7 @@ ROWS = {
         distributed={"learning_rate": 5e-3, "adam_epsilon": 1e-3},
         tolerance={"rtol": 1e-3, "atol": 1e-4},  # one code of 256 may round the other way
     ),
+    "packing": Row({}, None, effects.padding_left_out, idle_on=("vision",)),
     "precision": Row(
         {"dtype": "bf16"}, {"dtype": "fp32"}, effects.computes_in_bf16, tolerance={"rtol": 0.05, "atol": 0.02}
     ),

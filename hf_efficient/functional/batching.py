@@ -103,6 +103,16 @@ def _runs(lengths: Sequence[int], budget: int) -> list[int]:
     return edges
 
 
+def random_padding(lengths: torch.Tensor, batch_size: int, seed: int) -> float:
+    """Share of padding in random batches.
+
+    Args:
+        lengths: tokens of each example, shape (examples,).
+    """
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
+    return 1 - int(lengths.sum()) / padded_tokens(lengths, [batch.tolist() for batch in order.split(batch_size)])
+
+
 def padded_tokens(lengths: torch.Tensor, batches: Sequence[Sequence[int]]) -> int:
     """Tokens that ``batches`` take when each is padded to its longest example."""
     return sum(len(batch) * int(lengths[list(batch)].max()) for batch in batches)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
-from hf_efficient.functional.batching import length_batches, padded_tokens
+from hf_efficient.functional.batching import length_batches, padded_tokens, random_padding
 from hf_efficient.optimization import Order
 from hf_efficient.passes import FormsBatches, Passes
 from hf_efficient.proposal import Observed, Proposal
@@ -47,10 +47,7 @@ class LengthBatching(FormsBatches):
         lengths, args = observed.lengths, observed.args
         if lengths is None or args.train_sampling_strategy != "random" or int(lengths.max()) == int(lengths.min()):
             return
-        order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(args.seed))
-        padded = padded_tokens(lengths, [batch.tolist() for batch in order.split(args.train_batch_size)])
-        padding = 1 - int(lengths.sum()) / padded
-        yield Proposal(gain=padding * observed.computing)
+        yield Proposal(gain=random_padding(lengths, args.train_batch_size, args.seed) * observed.computing)
 
     def batch_sampler(
         self, count: int, lengths: torch.Tensor | None, args: "TrainingArguments", formed: Passes | None
