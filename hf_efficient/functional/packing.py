@@ -1,7 +1,9 @@
 """Tokens of a padded batch side by side without the padding, while an encoder's layers compute."""
 
+import functools
 import inspect
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +13,8 @@ NAME = "packed"
 """Of the attention implementation, and of its masks, in transformers' interfaces."""
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """Where the tokens of a padded batch are.
 
     Attributes:
@@ -94,17 +97,16 @@ def packed_attention(
     if kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention is biased by distances")
     reach = None if sliding_window is None else sliding_window - 1
-    options = {"dropout_p": dropout, "scale": scaling}
+    attend = functools.partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     if not isinstance(attention_mask, Layout):
         mask = _within(reach, attention_mask, query)
-        return scaled_dot_product_attention(query, key, value, mask, **options).transpose(1, 2), None
+        return attend(query, key, value, mask).transpose(1, 2), None
     tokens = [each[0].transpose(0, 1) for each in (query, key, value)]
     if _has_kernel(query, dropout):
         return _variable_lengths(tokens, attention_mask, scaling, reach)[None], None
-    padded = [attention_mask.unpack(each).transpose(1, 2) for each in tokens]
-    mask = _within(reach, attention_mask.mask[:, None, None, :], padded[0])
-    out = scaled_dot_product_attention(*padded, mask, **options).transpose(1, 2)
-    return attention_mask.pack(out)[None], None
+    query, key, value = (attention_mask.unpack(each).transpose(1, 2) for each in tokens)
+    mask = _within(reach, attention_mask.mask[:, None, None, :], query)
+    return attention_mask.pack(attend(query, key, value, mask).transpose(1, 2))[None], None
 
 
 def _within(reach: int | None, mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
@@ -137,7 +139,9 @@ def _variable_lengths(
     longest = layout.mask.shape[1]
     window = (-1, -1) if reach is None else (reach, reach)
     query, key, value = (each.contiguous() for each in tokens)
-    return varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling, window_size=window)
+    found = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling, window_size=window)
+    assert isinstance(found, torch.Tensor)  # a tuple only where more is asked for
+    return found
 
 
 class PackedLayers:
@@ -154,7 +158,8 @@ class PackedLayers:
     def __init__(self, layers: nn.ModuleList):
         self.layout: Layout | None = None
         self.tokens = self.positions = 0
-        self._layers, self._handles = list(layers), []
+        self._layers = list(layers)
+        self._handles: list[Any] = []
         for index, layer in enumerate(self._layers):
             before, after = self._before(layer, index == 0), self._after(index == len(self._layers) - 1)
             self._handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
@@ -173,9 +178,9 @@ class PackedLayers:
         place = names.index("attention_mask")
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            given = dict(enumerate(args)) | kwargs
+            given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
             key = "attention_mask" if "attention_mask" in kwargs else place
-            mask, hidden = given.get(key), given.get(0, given.get(names[0]))
+            mask, hidden = given.get(key), given[0 if args else names[0]]
             if first:
                 self._lay_out(mask, hidden, module.training)
             if self.layout is None:
