@@ -13,22 +13,22 @@ tuning took, for a compiled way with compiling. Evaluations are counted on no si
 has reached the target, those of the others go on to their end, where they are judged on test data.
 """
 
-import contextlib
 import functools
 import math
 import os
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from benchmarks.harness import Bench, alone, main
 from benchmarks.tasks import QUIET, ROWS, ready, with_stock_trainer
 from hf_efficient import autotune, passes, trial, tuning
-from hf_efficient.functional import rows
+from hf_efficient.functional import packing, rows
 from hf_efficient.optimization import changed
 from hf_efficient.optimizations import data_pruning, length_batching, precision, sparse_embeddings
 from hf_efficient.trial import run_trial
@@ -234,7 +234,7 @@ def _paced(bench: Bench, case: Case, ways: dict[str, dict[str, Any]]) -> dict[st
 
 def _turn(bench: Bench, case: Case, settings: dict[str, Any]) -> dict[str, Any]:
     """A few steps; of a way that is tuned, after tuning it anew."""
-    with TemporaryDirectory() as folder, _variable(tuning.CACHE_VARIABLE, folder):
+    with TemporaryDirectory() as folder, patch.dict(os.environ, {tuning.CACHE_VARIABLE: folder}):
         args, before, chosen = _arguments(bench, case, folder, 0, settings), 0.0, {}
         if args.autotune:
             found = _trainer(bench, case, args).tuning
@@ -247,20 +247,7 @@ def _turn(bench: Bench, case: Case, settings: dict[str, Any]) -> dict[str, Any]:
     return {"step_s": statistics.median(timed.step_seconds), "before_s": before, "chosen": chosen}
 
 
-@contextlib.contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable, while a block runs."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
-
-
-DEPENDS = (autotune, data_pruning, length_batching, passes, precision, rows, sparse_embeddings, trial, tuning)
+DEPENDS = (autotune, data_pruning, length_batching, packing, passes, precision, rows, sparse_embeddings, trial, tuning)
 
 if __name__ == "__main__":
     main("training_speed", body, DEPENDS)

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_efficient import __version__
-from hf_efficient.accounting import BACKWARD, FORWARD, OPTIMIZER
+from hf_efficient.accounting import BACKWARD, DATA, FORWARD, OPTIMIZER
 from hf_efficient.errors import ConfigError
 from hf_efficient.machine import machine
 from hf_efficient.optimization import Order, changed, from_main
@@ -55,9 +55,11 @@ class Way:
     gain: float = 0.0
 
     def with_proposal(self, name: str, proposal: Proposal) -> "Way":
+        """What conflicts with it makes way."""
         named = {} if name == BATCH else {name: dict(proposal.settings)}
+        kept = {one: found for one, found in self.optimizations.items() if not _conflict(named, {one: found})}
         return Way(
-            {**self.optimizations, **named},
+            {**kept, **named},
             {**self.args, **proposal.args},
             self.setup_seconds + proposal.setup_seconds,
             proposal.gain,
@@ -154,6 +156,7 @@ class Tuner:
             lengths=self.lengths,
             computing=share(FORWARD, BACKWARD),
             updating=share(OPTIMIZER),
+            waiting=share(DATA),
             out_of_memory=self.best.error == OUT_OF_MEMORY,
         )
 
@@ -165,7 +168,9 @@ class Tuner:
             if reason := self._does_not_pay(proposal):
                 self.rows.append(Row(label, "skipped", reason))
             else:
-                contenders[label] = self.way.with_proposal(name, proposal)
+                way = self.way.with_proposal(name, proposal)
+                replaced = [other for other in self.way.optimizations if other not in way.optimizations]
+                contenders[f"{label} in place of {', '.join(replaced)}" if replaced else label] = way
         trials: dict[str, Trial] = {}
         for label, way in contenders.items():
             trial = self._try(label, way, STEPS)
@@ -219,7 +224,8 @@ class Tuner:
         if not trial.error and reference.losses and not mean_loss_within(trial, reference):
             means = [sum(one.losses) / len(one.losses) for one in (trial, reference)]
             trial = replace(trial, error=f"its loss is {means[0]:.4g}, where it was {means[1]:.4g}")
-        self.rows.append(Row(label, "rejected" if trial.error else "tried", trial.error, dict(plain(trial))))
+        verdict, settings = "rejected" if trial.error else "tried", {"optimizations": way.optimizations, **way.args}
+        self.rows.append(Row(label, verdict, trial.error, dict(plain(trial)), settings))
         logger.info("autotune: %s", self.rows[-1])
         return trial
 
@@ -243,6 +249,12 @@ def _urgency(proposals: Sequence[Proposal]) -> tuple[bool, float]:
 def _trial_seconds(trial: Trial, steps: int) -> float:
     """What another trial like this would take, of so many steps that count."""
     return trial.setup_seconds + (steps + WARM_UP) * trial.seconds / max(1, trial.steps)
+
+
+def _conflict(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether optimizations, by name with their settings, do not go together."""
+    named = {**one, **other}
+    return any(each.conflicts.intersection(named) for each in build_optimizations(named))
 
 
 def _label(name: str, proposal: Proposal) -> str:

@@ -20,6 +20,7 @@ OPTIMIZATIONS = {
     "attention": "hf_efficient.optimizations.attention:Attention",
     "channels_last": "hf_efficient.optimizations.channels_last:ChannelsLast",
     "compile": "hf_efficient.optimizations.compile:Compile",
+    "data_loading": "hf_efficient.optimizations.data_loading:DataLoading",
     "data_pruning": "hf_efficient.optimizations.data_pruning:DataPruning",
     "deduplication": "hf_efficient.optimizations.deduplication:Deduplication",
     "distillation": "hf_efficient.optimizations.distillation:Distillation",
@@ -32,6 +33,7 @@ OPTIMIZATIONS = {
     "quantization": "hf_efficient.optimizations.quantization:Quantization",
     "sparse_embeddings": "hf_efficient.optimizations.sparse_embeddings:SparseEmbeddings",
     "structured_pruning": "hf_efficient.optimizations.structured_pruning:StructuredPruning",
+    "threads": "hf_efficient.optimizations.threads:Threads",
     "vocabulary_trimming": "hf_efficient.optimizations.vocabulary_trimming:VocabularyTrimming",
     "weight_fusion": "hf_efficient.optimizations.weight_fusion:WeightFusion",
 }

@@ -35,8 +35,8 @@ class Observed:
         args: its training arguments.
         model: before the training, on the CPU or wherever the user had put it.
         lengths: tokens of each training example, shape (examples,); None where examples have no length of their own.
-        computing, updating: share of a step's time in forward and backward passes, and in the optimizer; 0 where memory
-            ran out.
+        computing, updating, waiting: share of a step's time in forward and backward passes, in the optimizer, and for
+            data; 0 where memory ran out.
         out_of_memory: only what saves memory helps.
     """
 
@@ -45,4 +45,5 @@ class Observed:
     lengths: "torch.Tensor | None" = None
     computing: float = 0.0
     updating: float = 0.0
+    waiting: float = 0.0
     out_of_memory: bool = False

@@ -82,7 +82,7 @@ def run_trial(build: Callable[[TrainingArguments], Trainer], args: TrainingArgum
     Returns:
         what was found, the same on all processes; where memory ran out or a combination was refused, an error.
     """
-    began = time.perf_counter()
+    began, threads = time.perf_counter(), torch.get_num_threads()
     try:
         with tempfile.TemporaryDirectory(prefix="hf_efficient-trial-") as folder, PeakMemory() as memory:
             quiet = {name: value for name, value in _QUIET.items() if hasattr(args, name)}
@@ -94,6 +94,7 @@ def run_trial(build: Callable[[TrainingArguments], Trainer], args: TrainingArgum
         trial = Trial(error=str(error), setup_seconds=time.perf_counter() - began)
     except (torch.OutOfMemoryError, MemoryError):
         trial = Trial(error=OUT_OF_MEMORY, setup_seconds=time.perf_counter() - began)
+    torch.set_num_threads(threads)  # a training that is cut short does not put them back
     gc.collect()
     if args.device.type != "cpu":
         torch.accelerator.empty_cache()

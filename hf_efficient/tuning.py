@@ -33,12 +33,14 @@ class Row:
         verdict: `taken`, `tried`, `skipped` or `rejected`.
         reason: why it was skipped or rejected.
         found: of a trial: step_ms, seconds (of the whole training) and its error, loss, memory_mb, steps_timed.
+        settings: training arguments that were tried, beside the user's.
     """
 
     way: str
     verdict: str
     reason: str = ""
     found: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,10 @@ def padding_left_out(before: Any, after: Any) -> bool:
     return 0.1 < left_out < 0.5 and after.model.config._attn_implementation == "sdpa"
 
 
+def a_worker(before: Any, after: Any) -> bool:
+    return [one.get_train_dataloader().num_workers for one in (before, after)] == [0, 1]
+
+
 def pixels_side_by_side(before: Any, after: Any) -> bool:
     """While it trained: its moments have the layout of the weights; the finished weights lie as usual."""
     saved = torch.load(Path(after.args.output_dir) / "checkpoint-12" / "optimizer.pt", weights_only=True)
@@ -108,6 +112,10 @@ def pixels_side_by_side(before: Any, after: Any) -> bool:
     weights = [one for one in after.model.parameters() if one.dim() == 4]
     last = {"memory_format": torch.channels_last}
     return bool(moments) and all(m.is_contiguous(**last) for m in moments) and all(w.is_contiguous() for w in weights)
+
+
+def two_threads(before: Any, after: Any) -> bool:
+    return after.optimizations[0].describe() == {"count": 2, "before": 1} and torch.get_num_threads() == 1
 
 
 def computes_in_bf16(before: Any, after: Any) -> bool:

@@ -84,6 +84,25 @@ def test_ways_are_combined(tuner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row.way for row in tuning.rows if row.verdict == "taken"] == ["precision (dtype=bf16)", "length_batching"]
 
 
+@pytest.mark.parametrize("compiled", [0.4, 0.9])
+def test_what_conflicts_with_the_way_so_far_is_tried_in_its_place(
+    tuner: Any, monkeypatch: pytest.MonkeyPatch, compiled: float
+) -> None:
+    speedups(monkeypatch, 0.5)
+    monkeypatch.setattr(compiling, "compiler_missing", lambda device: "")
+
+    def step(args: TrainingArguments) -> float:
+        names = set(listed(args))
+        assert not {"packing", "compile"} <= names
+        return 0.1 * (0.6 if "packing" in names else 1) * (compiled if "compile" in names else 1)
+
+    tuning = tuner(step, steps=10**5).tune()
+    assert set(tuning.optimizations) == {"compile" if compiled < 0.6 else "packing"}
+    (row, *_) = [row for row in tuning.rows if row.way.startswith("compile")]
+    assert row.way.endswith("in place of packing")
+    assert "packing" not in row.settings["optimizations"]
+
+
 def test_what_the_user_has_decided_is_left_alone(tuner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     speedups(monkeypatch, 3.0)
     seen = []
@@ -177,17 +196,16 @@ def test_halving_drops_the_slower_half(tuner: Any, monkeypatch: pytest.MonkeyPat
     seconds = {"a": 0.099, "b": 0.09, "c": 0.2, "": 0.1}
 
     def step(args: TrainingArguments) -> float:
-        return seconds[listed(args).get("attention", {}).get("implementation", "")]
+        return seconds[listed(args).get("threads", {}).get("count", "")]
 
     one = tuner(step)
     one.best = one._try("as given", Way(), 4)
-    one._choose("attention", [Proposal({"implementation": name}) for name in "abc"])
+    one._choose("threads", [Proposal({"count": name}) for name in "abc"])
     timed = {
-        name: [row.found["steps_timed"] for row in one.rows if row.way == f"attention (implementation={name})"]
-        for name in "abc"
+        name: [row.found["steps_timed"] for row in one.rows if row.way == f"threads (count={name})"] for name in "abc"
     }
     assert timed == {"a": [4, 8], "b": [4, 8, 16], "c": [4]} or timed == {"a": [4, 8, 16], "b": [4, 8, 16], "c": [4]}
-    assert one.way.optimizations == {"attention": {"implementation": "b"}}
+    assert one.way.optimizations == {"threads": {"count": "b"}}
 
 
 @pytest.mark.parametrize("changed", ["lengths", "model", "batch", "listed", "trainer"])

@@ -64,6 +64,7 @@ ROWS = {
     "attention": Row({"implementation": "eager"}, {"implementation": "sdpa"}, effects.another_kernel),
     "channels_last": Row({}, None, effects.pixels_side_by_side, idle_on=("text", "token")),
     "compile": Row({"backend": "eager"}, None, effects.compiles),
+    "data_loading": Row({"workers": 1, "pin_memory": False}, {"workers": 0, "pin_memory": False}, effects.a_worker),
     "data_pruning": Row(
         {"ending": 0.0},
         {"ratio": 0.0},
@@ -133,6 +134,7 @@ ROWS = {
         # least squares multiplies the rounding by which the dense phases of one and two processes differ
         tolerance={"rtol": 1e-3, "atol": 1e-3},
     ),
+    "threads": Row({"count": 2}, {"count": 1}, effects.two_threads),
     "vocabulary_trimming": Row({"size": 32}, {"min_count": 0}, effects.fewer_tokens, idle_on=("vision",)),
     "weight_fusion": Row(
         {"merge": 0.25, "cluster": 4, "start": 0.25},
