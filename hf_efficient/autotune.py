@@ -34,7 +34,7 @@ STEPS = 4
 ROUNDS = 3
 WORTHWHILE = 0.03
 """Less than this share of the time is not worth a change."""
-CLOSE = 0.15
+CLOSE = 0.3
 """Ways that differ by less are timed again, in turn with each other, before one is preferred."""
 BATCH = "batch"
 SO_FAR = "so far"
@@ -183,6 +183,7 @@ class Tuner:
         """Keep the faster half, in rounds of more and more steps, until one way is clearly the fastest."""
         ways = {SO_FAR: self.way, **contenders}
         found = dict(trials) if self.best.error else {SO_FAR: self.best, **trials}
+        timed: dict[str, list[float]] = {}
 
         def cost(label: str) -> float:
             return found[label].seconds + ways[label].setup_seconds
@@ -197,7 +198,10 @@ class Tuner:
             if at_most <= sum(_trial_seconds(found[label], STEPS * 2**step) for label in close):
                 break
             again = {label: self._try(label, ways[label], STEPS * 2**step) for label in close}
-            found = {label: trial for label, trial in again.items() if not trial.error} or found
+            for label, trial in again.items():  # one after the other, and all rounds count: a machine has slow seconds
+                timed[label] = [*timed.get(label, []), *trial.step_seconds]
+            fit = {label: trial for label, trial in again.items() if not trial.error}
+            found = {label: replace(trial, step_seconds=timed[label]) for label, trial in fit.items()} or found
         winner = min(found, key=cost)
         before = None if self.best.error else cost(SO_FAR) if SO_FAR in found else None
         self.best = found.get(SO_FAR, self.best)
