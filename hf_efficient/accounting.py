@@ -58,12 +58,17 @@ class Accounting(TrainerCallback):
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.args, self.device = trainer, trainer.args, trainer.args.device
-        self.spent = dict.fromkeys(PARTS, 0.0)
-        self.examples, self.padded, self.real = 0, 0, torch.zeros((), dtype=torch.long, device=self.device)
         self.batch: dict[str, Any] = {}
         self.joules: float | None = None
         self._sampling = True
-        self._since = self._began = self._seconds = 0.0
+        self._seconds = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self.spent = dict.fromkeys(PARTS, 0.0)
+        self.examples, self.padded, self.real = 0, 0, torch.zeros((), dtype=torch.long, device=self.device)
+        self._since = self._began = time.perf_counter()
 
     def loss(self, compute_loss: Callable[..., Any], model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """``compute_loss(model, inputs, ...)``, clocked and counted where the model trains."""
@@ -95,7 +100,7 @@ class Accounting(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._meter = EnergyMeter()
-        self._since = self._began = time.perf_counter()
+        self.restart()
 
     on_step_begin = _marks(DATA)
     on_substep_end = on_pre_optimizer_step = _marks(BACKWARD)
@@ -133,9 +138,9 @@ class Accounting(TrainerCallback):
         Returns:
             examples_per_second and, of texts, tokens_per_second (real ones) and padding_share, evaluations and saving
             not counted in; other processes are taken to be like this one. time: the `shares`. With ``measure``,
-            tflops: 1e12 operations a second in forward and backward passes of this process; and mfu: their share
-            of what a multiplication of large matrices reaches in the same number type (Chowdhery et al. 2022, arXiv
-            2204.02311). energy_kj where the machine counts energy.
+            tflops: 1e12 operations a second in forward and backward passes of this process, without those on padding,
+            which are of no use; and mfu: their share of what a multiplication of large matrices reaches in the same
+            number type (Chowdhery et al. 2022, arXiv 2204.02311). energy_kj where the machine counts energy.
         """
         shares = self.shares()
         if not shares:
@@ -163,14 +168,14 @@ class Accounting(TrainerCallback):
         return {"tflops": rate / 1e12, "mfu": rate / peak(self.device, _dtype(self.args, model))}
 
     def _operations(self, model: nn.Module) -> float:
-        """Floating-point operations of all forward and backward passes, in proportion to those of the last batch."""
+        """Floating-point operations on all but padding, forward and backward, going by those of the last batch."""
         devices = [] if self.device.type == "cpu" else [self.device]
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         with torch.random.fork_rng(devices), FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
             torch.autograd.grad(model(**self.batch)["loss"], parameters, allow_unused=True)
         tokens = self.batch.get("input_ids")
         batches = (
-            self.padded / tokens.numel() if isinstance(tokens, torch.Tensor) else self.examples / _rows(self.batch)
+            int(self.real) / tokens.numel() if isinstance(tokens, torch.Tensor) else self.examples / _rows(self.batch)
         )
         return counter.get_total_flops() * batches
 

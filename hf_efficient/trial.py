@@ -135,7 +135,7 @@ class _Clock(Accounting):
         self.losses.append(self._total)
         self._step_began, self._total, self._left = now, 0.0, self._left - 1
         if len(self.seconds) == WARM_UP:
-            self.spent = dict.fromkeys(self.spent, 0.0)
+            self.restart()
         if self._left == 0:
             raise _EnoughError
 

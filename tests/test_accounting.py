@@ -50,6 +50,13 @@ def test_operations_are_those_of_the_matrices(tmp_path: Path) -> None:
     assert operations == pytest.approx(96 * 3 * forward, rel=0.05)
 
 
+def test_operations_on_padding_are_of_no_use(tmp_path: Path) -> None:
+    _, accounts = accounted(tmp_path)
+    model = accounts.trainer.model
+    useful, real, accounts.real = accounts._operations(model), int(accounts.real), torch.tensor(accounts.padded)
+    assert useful / accounts._operations(model) == pytest.approx(real / accounts.padded)
+
+
 @pytest.mark.parametrize("kind", ["text", "token", "vision"])
 def test_computes_what_it_would_without(kind: str, tmp_path: Path) -> None:
     plain = build(Trainer, TrainingArguments, tmp_path / "plain", kind=kind)
