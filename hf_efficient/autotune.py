@@ -22,7 +22,7 @@ from hf_efficient.accounting import BACKWARD, DATA, FORWARD, OPTIMIZER
 from hf_efficient.errors import ConfigError
 from hf_efficient.machine import machine
 from hf_efficient.optimization import Order, changed, from_main
-from hf_efficient.plan import OPTIMIZATIONS, build_optimizations, optimization_class
+from hf_efficient.plan import OPTIMIZATIONS, build_optimizations, conflict, optimization_class
 from hf_efficient.proposal import Observed, Proposal
 from hf_efficient.trial import OUT_OF_MEMORY, WARM_UP, Trial, mean_loss_within, plain, run_trial
 from hf_efficient.tuning import Row, Tuning, remembered
@@ -57,7 +57,11 @@ class Way:
     def with_proposal(self, name: str, proposal: Proposal) -> "Way":
         """What conflicts with it makes way."""
         named = {} if name == BATCH else {name: dict(proposal.settings)}
-        kept = {one: found for one, found in self.optimizations.items() if not _conflict(named, {one: found})}
+        kept = {
+            one: found
+            for one, found in self.optimizations.items()
+            if not conflict(build_optimizations({**named, one: found}))
+        }
         return Way(
             {**kept, **named},
             {**self.args, **proposal.args},
@@ -253,12 +257,6 @@ def _urgency(proposals: Sequence[Proposal]) -> tuple[bool, float]:
 def _trial_seconds(trial: Trial, steps: int) -> float:
     """What another trial like this would take, of so many steps that count."""
     return trial.setup_seconds + (steps + WARM_UP) * trial.seconds / max(1, trial.steps)
-
-
-def _conflict(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether optimizations, by name with their settings, do not go together."""
-    named = {**one, **other}
-    return any(each.conflicts.intersection(named) for each in build_optimizations(named))
 
 
 def _label(name: str, proposal: Proposal) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,13 @@ def build_optimizations(settings: Mapping[str, Any] | None, where: str = "optimi
     return built
 
 
+def conflict(optimizations: Sequence[Optimization]) -> tuple[str, str] | None:
+    """Names of two that cannot run together; None if all can."""
+    names = [optimization.name for optimization in optimizations]
+    pairs = ((one.name, other) for one in optimizations for other in one.conflicts.intersection(names))
+    return next(pairs, None)
+
+
 class Plan:
     """Optimizations sorted by `Order`; each method does for all of them what it does for one.
 
@@ -86,9 +93,8 @@ class Plan:
         for name in names:
             if names.count(name) > 1:
                 raise ConflictError(f"{name} is given twice; keep it in args.optimizations or in callbacks=, not both")
-        for optimization in self.optimizations:
-            for other in optimization.conflicts.intersection(names):
-                raise ConflictError(f"{optimization.name} and {other} cannot run together; drop one of them")
+        if pair := conflict(self.optimizations):
+            raise ConflictError(f"{pair[0]} and {pair[1]} cannot run together; drop one of them")
 
     def __iter__(self) -> Iterator[Optimization]:
         return iter(self.optimizations)

@@ -110,9 +110,9 @@ def random_padding(lengths: torch.Tensor, batch_size: int, seed: int) -> float:
         lengths: tokens of each example, shape (examples,).
     """
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
-    return 1 - int(lengths.sum()) / padded_tokens(lengths, [batch.tolist() for batch in order.split(batch_size)])
+    return 1 - int(lengths.sum()) / padded_tokens(lengths, order.split(batch_size))
 
 
-def padded_tokens(lengths: torch.Tensor, batches: Sequence[Sequence[int]]) -> int:
+def padded_tokens(lengths: torch.Tensor, batches: Sequence[Sequence[int] | torch.Tensor]) -> int:
     """Tokens that ``batches`` take when each is padded to its longest example."""
-    return sum(len(batch) * int(lengths[list(batch)].max()) for batch in batches)
+    return sum(len(batch) * int(lengths[torch.as_tensor(batch)].max()) for batch in batches)

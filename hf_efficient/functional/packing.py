@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "packed"
 """Of the attention implementation, and of its masks, in transformers' interfaces."""
@@ -61,6 +62,12 @@ class _Unpack(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
         (index,) = ctx.saved_tensors
         return _Pack.apply(gradient, index), None, None
+
+
+def register() -> None:
+    """Make `packed_attention` and `padding_mask` known to transformers, by `NAME`."""
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, padding_mask)
 
 
 def padding_mask(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:

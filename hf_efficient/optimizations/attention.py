@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_efficient.errors import ConfigError, NoEffectWarning
+from hf_efficient.errors import NoEffectWarning
+from hf_efficient.functional.attention import implementation_of, switch_attention
 from hf_efficient.optimization import Context, Optimization, Order
 from hf_efficient.proposal import Observed, Proposal
 
@@ -64,15 +65,7 @@ class Attention(Optimization):
         return model
 
     def _switch(self, model: Any, implementation: str) -> None:
-        try:
-            model.set_attn_implementation(implementation)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"attention.implementation={implementation} does not work here: {error}") from error
-        if implementation_of(model) != implementation:
-            raise ConfigError(
-                f"attention.implementation={implementation}: the code of {type(model).__name__} has only "
-                f"{implementation_of(model)}; drop attention"
-            )
+        switch_attention(model, implementation, f"attention.implementation={implementation}", "drop attention")
 
     def describe(self) -> dict[str, Any]:
         return {"implementation": self.implementation, "before": self._before}
@@ -87,8 +80,3 @@ def _best_gain(observed: Observed) -> float:
     lengths = observed.lengths.double()
     scores = float(4 * (lengths**2).sum() * width)
     return min(BEST_GAIN, UNFUSED * scores / (scores + float(24 * lengths.sum() * width**2)))
-
-
-def implementation_of(model: Any) -> str | None:
-    """Which one a model uses; None where its code knows no choice."""
-    return getattr(getattr(model, "config", None), "_attn_implementation", None)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from hf_efficient.blocks import layer_stacks, layers_of
 from hf_efficient.capture import depths
 from hf_efficient.errors import ConfigError, NoEffectWarning
+from hf_efficient.functional.attention import implementation_of, switch_attention
 from hf_efficient.functional.batching import random_padding
 from hf_efficient.functional.examples import counted_outputs, positions
-from hf_efficient.functional.packing import NAME, PackedLayers, packed_attention, padding_mask
+from hf_efficient.functional.packing import NAME, PackedLayers, register
 from hf_efficient.optimization import Context, Optimization, Order
 from hf_efficient.proposal import Observed, Proposal
 from hf_efficient.timing import evaluating
@@ -123,18 +123,10 @@ class Packing(Optimization):
         self._detach()
 
     def _attach(self, model: "PreTrainedModel") -> None:
-        AttentionInterface.register(NAME, packed_attention)
-        AttentionMaskInterface.register(NAME, padding_mask)
-        before = model.config._attn_implementation
-        try:
-            model.set_attn_implementation(NAME)
-        except ValueError as error:
-            raise ConfigError(f"packing needs a model whose code lets attention be exchanged: {error}") from error
-        if model.config._attn_implementation != NAME:
-            raise ConfigError(
-                f"packing needs a model whose code lets attention be exchanged, and that of {type(model).__name__} has "
-                f"only {before}; drop packing"
-            )
+        register()
+        before = implementation_of(model)
+        asked = "packing, which needs a model whose code lets attention be exchanged"
+        switch_attention(model, NAME, asked, "drop packing")
         (stack,) = layer_stacks(model)
         self._model, self._before = model, before
         self._packed = PackedLayers(layers_of(model, stack))

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertConfig,
@@ -22,7 +20,7 @@ from transformers import (
 )
 
 from hf_efficient.blocks import layer_stacks, layers_of
-from hf_efficient.functional.packing import NAME, Layout, PackedLayers, packed_attention, padded, padding_mask
+from hf_efficient.functional.packing import NAME, Layout, PackedLayers, packed_attention, padded, register
 
 LENGTHS, LONGEST, VOCABULARY = (12, 3, 9, 5), 12, 60
 SIZES: dict[str, Any] = {
@@ -66,8 +64,7 @@ def model_of(family: str, head: str = "texts", **changes: Any) -> Any:
 
 @contextmanager
 def packing(model: Any) -> Iterator[PackedLayers]:
-    AttentionInterface.register(NAME, packed_attention)
-    AttentionMaskInterface.register(NAME, padding_mask)
+    register()
     model.set_attn_implementation(NAME)
     (stack,) = layer_stacks(model)
     made = PackedLayers(layers_of(model, stack))
