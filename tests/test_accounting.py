@@ -1,6 +1,6 @@
 """What trainings are told to have done with their time."""
 
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from hf_efficient import EfficientTrainer, EfficientTrainingArguments, Optimization, Order, energy
+from hf_efficient import EfficientTrainer, EfficientTrainingArguments, Optimization, Order, accounting, energy
 from hf_efficient.accounting import DATA, EVALUATION, OPTIMIZER, PARTS, SAVING, account, as_metrics, peak, starved
 from hf_efficient.energy import EnergyMeter
+from tests.clock import Clock, clock_of
 from tests.test_parity import assert_same_tensors, build
 from tests.tiny import text_examples
 
@@ -68,52 +69,58 @@ def test_computes_what_it_would_without(kind: str, tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    yield from clock_of(accounting)
+
+
 class Slow(TrainerCallback):
-    """Makes one part of the training slow."""
+    """Makes one part of the training take time."""
 
-    def __init__(self, event: str):
-        setattr(self, event, lambda *args, **kwargs: time.sleep(0.02))
-
-
-def slow_rows(rows: list[Any], collate: Any) -> Any:
-    time.sleep(0.02)
-    return collate(rows)
+    def __init__(self, clock: Clock, event: str):
+        setattr(self, event, lambda *args, **kwargs: clock.sleep(0.02))
 
 
-@pytest.mark.parametrize("part", [DATA, OPTIMIZER, EVALUATION, SAVING])
-def test_finds_the_slow_part(part: str, tmp_path: Path) -> None:
-    trainer = build(Trainer, TrainingArguments, tmp_path, eval_strategy="epoch", save_strategy="epoch")
+@pytest.mark.parametrize(("part", "times"), [(DATA, 12), (OPTIMIZER, 12), (EVALUATION, 2), (SAVING, 2)])
+def test_finds_the_slow_part(part: str, times: int, clock: Clock, tmp_path: Path) -> None:
+    strategy = "no" if part == DATA else "epoch"  # evaluations would wait for data too
+    trainer = build(Trainer, TrainingArguments, tmp_path, eval_strategy=strategy, save_strategy=strategy)
     if part == DATA:
         collate = trainer.data_collator
-        trainer.data_collator = lambda rows: slow_rows(rows, collate)
-    elif part == OPTIMIZER:
-        trainer.add_callback(Slow("on_optimizer_step"))
+
+        def slow_rows(rows: list[Any]) -> Any:
+            clock.sleep(0.02)
+            return collate(rows)
+
+        trainer.data_collator = slow_rows
     else:
-        trainer.add_callback(Slow({EVALUATION: "on_evaluate", SAVING: "on_save"}[part]))
+        events = {OPTIMIZER: "on_optimizer_step", EVALUATION: "on_evaluate", SAVING: "on_save"}
+        trainer.add_callback(Slow(clock, events[part]))
     with account(trainer) as accounts:
         trainer.train()
-    expected = 0.02 * (2 if part in (EVALUATION, SAVING) else 12)
-    assert accounts.spent[part] > 0.9 * expected
-    others = [seconds for name, seconds in accounts.spent.items() if name != part]
-    if part in (DATA, OPTIMIZER):
-        assert accounts.spent[part] > max(others)
+    assert accounts.spent[part] == pytest.approx(times * 0.02)
+    assert sum(accounts.spent.values()) == pytest.approx(times * 0.02)
 
 
 class SlowLoss(Optimization):
     name = "slow_loss"
     order = Order.LOSS
 
+    def __init__(self, clock: Clock):
+        super().__init__()
+        self.clock = clock
+
     def loss(self, loss: Any, inputs: Any, outputs: Any, scale: Any) -> Any:
-        time.sleep(0.02)
+        self.clock.sleep(0.02)
         return loss
 
 
-def test_what_an_optimization_adds_to_the_loss_is_forward(tmp_path: Path) -> None:
-    given = {"callbacks": [SlowLoss()]}
+def test_what_an_optimization_adds_to_the_loss_is_forward(tmp_path: Path, clock: Clock) -> None:
+    given = {"callbacks": [SlowLoss(clock)]}
     trainer = build(EfficientTrainer, EfficientTrainingArguments, tmp_path, given=given, measure_seconds=0)
     trainer.train()
     assert trainer.accounts.examples == 96
-    assert trainer.accounts.spent["forward"] > 0.9 * 12 * 0.02
+    assert trainer.accounts.spent["forward"] == pytest.approx(12 * 0.02)
 
 
 def test_gradient_accumulation(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which precision is chosen, and that it is checked per machine."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning, Precision
+from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning, Precision, timing
 from hf_efficient.optimizations import precision
 from hf_efficient.plan import build_optimizations
+from tests.clock import Clock, clock_of
 from tests.effects import OutputTypes
 from tests.test_parity import build
 
@@ -33,9 +35,22 @@ def test_auto_on_a_cpu_takes_what_is_faster(
     assert f"{1 / speedup:.2f}" in said["reason"]
 
 
-def test_the_measurement_is_real() -> None:
-    assert precision.matmul_speedup(torch.float32, rows=256, width=256) == pytest.approx(1, abs=0.7)
-    assert precision.matmul_speedup(torch.float64, rows=512, width=512) < 1
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    yield from clock_of(timing)
+
+
+def test_products_are_measured(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    multiplied: list[torch.Size] = []
+
+    def mm(left: torch.Tensor, right: torch.Tensor) -> None:
+        multiplied.extend((left.shape, right.shape))
+        first = len(multiplied) <= 2
+        clock.sleep(9 if first else {torch.float32: 0.3, torch.bfloat16: 0.1}[left.dtype])
+
+    monkeypatch.setattr(torch, "mm", mm)
+    assert precision.matmul_speedup(torch.bfloat16, rows=8, width=4, repeats=2) == pytest.approx(3)
+    assert multiplied == [(8, 4), (4, 4)] * 2 * (1 + 2)
 
 
 def test_fp16_does_not_fit_a_cpu(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import contextlib
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from hf_efficient.optimization import Served
 from hf_efficient.optimizations import structured_pruning
 from hf_efficient.optimizations.structured_pruning import StructuredPruning
 from hf_efficient.plan import build_optimizations
+from tests.clock import Clock, clock_of
 from tests.exports import widened
 from tests.kill import assert_survives_a_kill
 from tests.test_parity import assert_same_tensors, build, train
@@ -82,56 +83,56 @@ def test_uniform_cut_needs_no_import(tmp_path: Path) -> None:
     assert 0.02 < size <= 0.0261
 
 
-class Clock:
-    """A runtime that takes a time of its own for each parameter, and a little for each batch; it moves the time."""
+class Paced:
+    """A runtime that takes a time of its own for each parameter, and a little for each batch."""
 
-    name, version, device, now = "Clock", "1", "cpu", 0.0
+    name, version, device = "Paced", "1", "cpu"
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, clock: Clock):
         layers = sum(parameter.numel() for parameter in model.base_model.encoder.parameters())
         self.seconds = 0.0005 + 1e-6 * layers
+        self.clock = clock
 
     def set_threads(self, threads: int) -> None:
         pass
 
     def predict(self, batch: Any) -> None:
-        Clock.now += self.seconds
-
-
-def served(model: Any, kind: str) -> Any:
-    assert kind == "onnx"
-    return contextlib.nullcontext(Served(Clock(model), list(range(64)), list))
+        self.clock.sleep(self.seconds)
 
 
 @pytest.fixture
-def own_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measurements go by `Clock`: what else the machine does plays no part."""
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: Clock.now))
+def clock() -> Iterator[Clock]:
+    yield from clock_of(timing)
+
+
+def served_by(clock: Clock) -> Any:
+    """`Context.serving` whose runtime is `Paced`."""
+    return lambda model, kind: contextlib.nullcontext(Served(Paced(model, clock), list(range(64)), list))
 
 
 @pytest.mark.parametrize("wish", [{"target_speedup": 2}, {"target_latency_ms": 3.0, "batch_size": 8}])
 def test_meets_a_target_of_time(
-    tmp_path: Path, wish: dict[str, Any], own_time: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wish: dict[str, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = trainer(tmp_path, dense_epochs=0, runtime="onnx", calibration_batches=4, importance="obs", **wish)
     model, context = widened(KINDS["text"].model()), one.context()
-    context.serving = served
+    context.serving = served_by(clock)
     monkeypatch.setattr(structured_pruning, "require_trained", lambda *args: None)
-    uncut = 1000 * Clock(model).seconds
+    uncut = 1000 * Paced(model, clock).seconds
     made = one.optimizations[0].prepare_model(model, context)
-    milliseconds = 1000 * Clock(made).seconds
+    milliseconds = 1000 * Paced(made, clock).seconds
     wanted = uncut / 2 if "target_speedup" in wish else 3.0
     assert milliseconds == pytest.approx(wanted, rel=0.1)
     measured = one.optimizations[0].describe()["measured"]
     assert measured["cut_ms"] == pytest.approx(milliseconds, rel=0.2)
 
 
-def test_a_target_beyond_reach_names_the_best(tmp_path: Path, own_time: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_beyond_reach_names_the_best(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     one = trainer(tmp_path, dense_epochs=0, runtime="onnx", calibration_batches=4, target_speedup=1000)
     monkeypatch.setattr(structured_pruning, "require_trained", lambda *args: None)
     monkeypatch.setattr(costs, "LEAST_SECONDS", 0.01)
     context = one.context()
-    context.serving = served
+    context.serving = served_by(clock)
     model = widened(KINDS["text"].model())
     with pytest.raises(
         ConfigError, match=r"target_speedup=1000 cannot be met: the smallest shape reaches [0-9.]+ times"
