@@ -85,7 +85,7 @@ class Tuner:
         args: the user's.
         model: what is trained, to be looked at.
         lengths: tokens of each training example, or None.
-        taken: names of optimizations that the user has decided about.
+        decided: names of optimizations that the user has decided about -> settings, False where not wanted.
     """
 
     def __init__(
@@ -94,10 +94,11 @@ class Tuner:
         args: TrainingArguments,
         model: nn.Module,
         lengths: torch.Tensor | None,
-        taken: Iterable[str] = (),
+        decided: Mapping[str, Any],
     ):
         self.build, self.args, self.model, self.lengths = build, _without_later(args), model, lengths
-        self.taken = frozenset(taken)
+        self.decided = frozenset(decided)
+        self.wanted = frozenset(name for name, settings in decided.items() if settings is not False)
         self.listed = build_optimizations(getattr(args, "optimizations", None))
         self.rows: list[Row] = []
         self.way, self.best = Way(), Trial()
@@ -134,7 +135,7 @@ class Tuner:
         """Optimization -> what it proposes now: first those that may save most, last those that take long to set up."""
         if self.best.error:
             yield BATCH, list(_smaller_batches(self.args))
-        waiting = [name for name in OPTIMIZATIONS if name not in self.taken and self._goes_along(name)]
+        waiting = [name for name in OPTIMIZATIONS if name not in self.decided and self._goes_along(name)]
         while waiting:
             observed = self._observed()
             own = {name: list(optimization_class(name, "autotune").proposals(observed)) for name in waiting}
@@ -148,7 +149,7 @@ class Tuner:
     def _goes_along(self, name: str) -> bool:
         """With all that the user has listed, which trials leave out in part."""
         (one,) = build_optimizations({name: {}})  # what conflicts may depend on settings
-        return not one.conflicts & self.taken and not any(name in other.conflicts for other in self.listed)
+        return not one.conflicts & self.wanted and not any(name in other.conflicts for other in self.listed)
 
     def _observed(self) -> Observed:
         def share(*parts: str) -> float:

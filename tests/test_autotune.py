@@ -30,7 +30,12 @@ def tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tune
     """``tuner(step, ...)``: with trials that take ``step(args)`` seconds a step, or the Trial that it returns."""
 
     def make(
-        step: Callable[[TrainingArguments], Any], *, steps: int = 1000, taken: Any = (), model: Any = None, **given: Any
+        step: Callable[[TrainingArguments], Any],
+        *,
+        steps: int = 1000,
+        decided: Any = {},
+        model: Any = None,
+        **given: Any,
     ) -> Tuner:
         def trial(build: Any, args: TrainingArguments, count: int) -> Trial:
             found = step(args)
@@ -40,7 +45,7 @@ def tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tune
 
         monkeypatch.setattr(autotune, "run_trial", trial)
         args = EfficientTrainingArguments(str(tmp_path), use_cpu=True, **given)
-        return Tuner(lambda args: None, args, model or text_model(), LENGTHS, taken)  # type: ignore[arg-type, return-value]
+        return Tuner(lambda args: None, args, model or text_model(), LENGTHS, decided or {})  # type: ignore[arg-type, return-value]
 
     return make
 
@@ -112,18 +117,20 @@ def test_what_the_user_has_decided_is_left_alone(tuner: Any, monkeypatch: pytest
         return by_precision(2.0)(args)
 
     given = {"precision": {"dtype": "fp32"}, "structured_pruning": {"keep_layers": 1}}
-    tuning = tuner(step, taken=given, optimizations=given, train_sampling_strategy="group_by_length").tune()
+    tuning = tuner(step, decided=given, optimizations=given, train_sampling_strategy="group_by_length").tune()
     assert "precision" not in tuning.optimizations
     assert "length_batching" not in tuning.optimizations
     assert all(one["precision"] == {"dtype": "fp32"} for one in seen)
     assert not any("structured_pruning" in one for one in seen)  # its work before the first step is no part of a trial
 
 
-@pytest.mark.parametrize("listed", [{}, {"quantization": {}}], ids=str)
-def test_what_conflicts_with_the_users_own_is_not_proposed(tuner: Any, listed: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("listed", "proposed"), [({}, True), ({"quantization": False}, True), ({"quantization": {}}, False)]
+)
+def test_what_conflicts_with_the_users_own_is_not_proposed(tuner: Any, listed: dict[str, Any], proposed: bool) -> None:
     """Also where trials leave the user's own out."""
-    tuning = tuner(lambda args: 0.1, taken=listed, optimizations=listed, model=text_model(vocab_size=4096)).tune()
-    assert ("sparse_embeddings" in [row.way for row in tuning.rows]) is not bool(listed)
+    tuning = tuner(lambda args: 0.1, decided=listed, optimizations=listed, model=text_model(vocab_size=4096)).tune()
+    assert ("sparse_embeddings" in [row.way for row in tuning.rows]) == proposed
 
 
 def test_a_gain_within_the_noise_is_not_taken(tuner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
