@@ -33,7 +33,7 @@ def tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tune
         step: Callable[[TrainingArguments], Any],
         *,
         steps: int = 1000,
-        decided: Any = {},
+        decided: Any = None,
         model: Any = None,
         **given: Any,
     ) -> Tuner:
