@@ -187,12 +187,15 @@ def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monk
     """Two steps of every stage, on few rows of its bundled sample."""
     monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
     monkeypatch.setattr("hf_efficient.run.load", load_few)
-    stages = Recipe.load(name).stages
+    recipe = Recipe.load(name)
+    stages = recipe.stages
     overrides = [
         f"stages.{stage}.training.{setting}"
         for stage in stages
         for setting in ("max_steps=2", "per_device_train_batch_size=8")
     ]
+    if "max_history" in recipe.data:
+        overrides += ["data.max_history=1", "data.negatives=1"]
     if "compress" in stages:  # two steps teach nothing that could be measured or passed on
         pruning = "{keep_layers: [0, 2], calibration_batches: 2}"
         overrides.append(f"stages.compress.optimizations={{structured_pruning: {pruning}}}")

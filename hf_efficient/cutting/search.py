@@ -1,5 +1,6 @@
 """Which shape keeps most of a model within a budget."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from hf_efficient.cutting.observation import Batches, Key, divergence, logits_on
 from hf_efficient.cutting.shape import Shape, cut, cut_copy, repair
 from hf_efficient.cutting.trial import SHARE, Taught, Trial, halving, rungs
 from hf_efficient.functional.allocation import allocate
+from hf_efficient.functional.structured import Moments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,30 +79,32 @@ class Search:
         self.judging = batches[every - 1 :: every]
         self.fitting = [batch for index, batch in enumerate(batches) if (index + 1) % every] or batches
         self.reference = logits_on(model, self.judging)
-        self.moments = moments(model, self.fitting)
         self.wanted = streams(model, self.fitting) if repairing else {}
         self.kinds = IMPORTANCES if importance == "auto" else (importance,)
-        self.orders = {kind: removal_orders(model, kind, self.fitting, self.moments) for kind in self.kinds}
-        self._errors: dict[Key, dict[int, float]] | None = None
-        self._drops: dict[str, list[tuple[int, float]]] | None = None
+        self._orders: dict[str, dict[Key, list[int]]] = {}
 
     def _few(self) -> tuple[Batches, list[torch.Tensor]]:
         """Batches of all lengths on which single cuts are judged, and the uncut model's logits."""
         step = -(-len(self.judging) // TABLE_BATCHES)
         return self.judging[::step], self.reference[::step]
 
-    @property
-    def errors(self) -> dict[Key, dict[int, float]]:
-        if self._errors is None:
-            orders = self.orders[self.kinds[0]]
-            self._errors = error_table(self.model, *self._few(), self.moments, orders)
-        return self._errors
+    @functools.cached_property
+    def moments(self) -> dict[Key, Moments]:
+        return moments(self.model, self.fitting)
 
-    @property
+    def orders(self, kind: str) -> dict[Key, list[int]]:
+        """`removal_orders` by an importance; only where units go is it worth its time."""
+        if kind not in self._orders:
+            self._orders[kind] = removal_orders(self.model, kind, self.fitting, self.moments)
+        return self._orders[kind]
+
+    @functools.cached_property
+    def errors(self) -> dict[Key, dict[int, float]]:
+        return error_table(self.model, *self._few(), self.moments, self.orders(self.kinds[0]))
+
+    @functools.cached_property
     def drops(self) -> dict[str, list[tuple[int, float]]]:
-        if self._drops is None:
-            self._drops = drop_order(self.model, *self._few())
-        return self._drops
+        return drop_order(self.model, *self._few())
 
     def within(
         self, costs: Costs, budget: float, uniform: bool = False, layers: dict[str, list[int]] | None = None
@@ -175,7 +179,7 @@ class Search:
         for path, kept in layers.items():
             kinds = {kind for stack, _, kind in widths if stack == path}
             units[path] = {
-                kind: [sorted(self.orders[importance][path, i, kind][-widths[path, i, kind] :]) for i in kept]
+                kind: [sorted(self.orders(importance)[path, i, kind][-widths[path, i, kind] :]) for i in kept]
                 for kind in sorted(kinds)
             }
         return Shape(layers, units)
