@@ -1,12 +1,15 @@
 """Task: what a kind of problem (text classification, ...) needs to turn data and a model name into a training."""
 
+import functools
 import importlib
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
+import torch
 import transformers
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, EvalPrediction, PretrainedConfig, PreTrainedModel
@@ -14,6 +17,7 @@ from transformers import AutoConfig, EvalPrediction, PretrainedConfig, PreTraine
 from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.data import DataSettings
 from hf_efficient.errors import ConfigError, DataError, unknown
+from hf_efficient.machine import available_cores
 from hf_efficient.pretrained import is_new, load_pretrained, new_model, resolve_model
 from hf_efficient.reading import quiet
 from hf_efficient.timing import Runtime, TorchRuntime
@@ -38,7 +42,10 @@ TASKS = {
 }
 """Name -> where the class lives. Strings, so that the core imports no instance."""
 
+MANY_FOR_PROCESSES = 2000
+"""Rows from which on files are read in several processes."""
 _MANY_ROWS = 100_000  # encoding takes longer than a few seconds: worth a progress bar
+_PROCESS = os.getpid()
 
 
 class Task(ABC):
@@ -186,14 +193,22 @@ class Task(ABC):
                 f"{_shown(self.label_names)}; load the processor of '{model}' before encoding the data"
             )
 
-    def map_batches(self, split: Dataset, function: Callable[..., dict[str, Any]], **kwargs: Any) -> Dataset:
+    def map_batches(
+        self, split: Dataset, function: Callable[..., dict[str, Any]], in_processes: bool = False, **kwargs: Any
+    ) -> Dataset:
         """``split`` with its columns replaced by those that ``function`` makes of batches of rows.
 
         `datasets` caches the result on disk by a hash of what ``function`` refers to: let it refer to values, not self.
 
         Args:
+            in_processes: share many rows out over a process for each core; not where ``function`` itself uses all of
+                them, as fast tokenizers do.
             kwargs: passed on to `Dataset.map`.
         """
+        if in_processes:
+            function = functools.partial(_on_one_thread, function)
+            if len(split) >= MANY_FOR_PROCESSES and available_cores() > 1:
+                kwargs["num_proc"] = available_cores()
         with quiet() if len(split) < _MANY_ROWS else nullcontext():
             return split.map(function, batched=True, remove_columns=split.column_names, **kwargs)
 
@@ -298,6 +313,13 @@ def get_task(name: str) -> type[Task]:
         raise ConfigError(unknown("task", name, TASKS))
     module, _, attribute = TASKS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _on_one_thread(function: Callable[..., dict[str, Any]], *batch: Any) -> dict[str, Any]:
+    """In a forked process, the threads that PyTorch had are not there; it would wait for them for ever."""
+    if os.getpid() != _PROCESS:
+        torch.set_num_threads(1)
+    return function(*batch)
 
 
 def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: str) -> None:

@@ -281,7 +281,7 @@ class AudioTask(Task):
         options = {"with_indices": True, "batch_size": _AT_ONCE, "features": Features(features)}
         if is_named(first):
             options["load_from_cache_file"] = False
-        made = self.map_batches(split, make, **options)
+        made = self.map_batches(split, make, in_processes=True, **options)
         if cut := sum(made["is_cut"]):
             logger.warning(
                 "%d of %d recordings are longer than data.max_seconds=%g; what lies beyond is not heard: raise it",

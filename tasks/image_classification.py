@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from hf_efficient.errors import ConfigError
+from hf_efficient.tasks.augmentation import AugmentationSettings, AugmentingTrainer
 from hf_efficient.tasks.classification import Classification
 from hf_efficient.tasks.images import ImageData, ImageTask, resized
 from hf_efficient.tasks.targets import LabelledData
@@ -17,6 +18,9 @@ from hf_efficient.tasks.targets import LabelledData
 
 class ImageClassificationData(ImageData, LabelledData):
     """Columns of a set of labelled images."""
+
+    augmentation: AugmentationSettings | None = None
+    """What training images go through at random, in every epoch anew; None: nothing."""
 
     def columns(self) -> list[str]:
         return [self.image, self.label]
@@ -30,7 +34,13 @@ class ImageClassification(ImageTask, Classification):
     auto_model = "AutoModelForImageClassification"
     data_settings = ImageClassificationData
 
+    trainer_class: type = AugmentingTrainer
+
     settings: ImageClassificationData
+
+    def trainer(self, **kwargs: Any) -> Any:
+        settings = self.settings.augmentation
+        return super().trainer(**({} if settings is None else {"augmentation": settings}), **kwargs)
 
     def load_model(self, model: str, **kwargs: Any) -> PreTrainedModel:
         loaded = super().load_model(model, **kwargs)

@@ -81,7 +81,7 @@ class ImageTask(Task):
         options = {"with_indices": True, "batch_size": _AT_ONCE, "features": Features(features)}
         if is_named(split[0][column]):
             options["load_from_cache_file"] = False
-        return self.map_batches(split, read, **options)
+        return self.map_batches(split, read, in_processes=True, **options)
 
     def raw(self, example: dict[str, Any]) -> Image.Image:
         """The image as PIL has it."""

@@ -96,6 +96,23 @@ def test_batches_are_what_the_processor_makes(checkpoint: str) -> None:
     assert set(built.collator()(list(without))) == {"pixel_values"}
 
 
+def test_many_images_are_read_in_several_processes(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = splits([file_bytes(image) for image in PICTURES])["train"]
+    built = ready(splits(), checkpoint)
+    expected = built.encode(data)[:]
+    torch.ones(500, 500) @ torch.ones(500, 500)  # threads that a forked process has not
+    monkeypatch.setattr("hf_efficient.task.MANY_FOR_PROCESSES", 2)
+    monkeypatch.setattr("hf_efficient.task.available_cores", lambda: 2)
+    used, mapped = [], Dataset.map
+    monkeypatch.setattr(Dataset, "map", lambda *args, **given: used.append(given) or mapped(*args, **given))
+    found = built.encode(data.select(range(len(data))))[:]
+    assert used[0]["num_proc"] == 2
+    assert np.array_equal(found["pixel_values"], expected["pixel_values"])
+    assert found["labels"] == expected["labels"]
+    with pytest.raises(DataError, match="row 5"):
+        built.encode(splits([*[file_bytes(image) for image in PICTURES[:4]], b"no image"] * 2, NAMES[:10])["train"])
+
+
 def test_every_way_to_hold_images(checkpoint: str, tmp_path: Path) -> None:
     names = [f"{index}.png" for index in range(len(PICTURES))]
     for name, image in zip(names, PICTURES, strict=True):
