@@ -16,15 +16,14 @@ from hf_efficient import EfficientTrainer, accounting, passes
 from hf_efficient.functional import batching, packing
 from hf_efficient.optimizations import length_batching
 
-WARM_UP, STEPS, TURNS = 3, 10, 3
+WARM_UP, STEPS, TURNS = 2, 6, 3
 WAYS: dict[str, dict[str, Any]] = {
     "random": {},
     "length_batching": {"length_batching": {}},
     "packing": {"packing": {}},
-    "both": {"length_batching": {}, "packing": {}},
     "compiled": {"length_batching": {}, "compile": {}},
 }
-BATCHES = (32, 256)
+BATCHES = (32, 128)
 
 
 def body(bench: Bench) -> None:
