@@ -13,6 +13,7 @@ from hf_efficient import EfficientTrainingArguments
 from hf_efficient.tasks.augmentation import Augmentation, AugmentationSettings, AugmentingTrainer
 from hf_efficient.tasks.image_classification import ImageClassification, ImageClassificationData
 from hf_efficient.trial import run_trial
+from hf_efficient.tuning import CACHE_VARIABLE
 from tests.test_contract import StopMain
 from tests.test_parity import assert_same_tensors, build, train
 from tests.tiny import Examples, image_examples, image_model
@@ -112,6 +113,7 @@ def test_resumes_to_equal_weights(tmp_path: Path) -> None:
 
 
 def test_autotune_tries_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "choices"))
     called = []
     monkeypatch.setattr(Augmentation, "__call__", lambda self, row, seed: called.append(seed) or row)
     monkeypatch.setattr("hf_efficient.autotune.run_trial", lambda build, args, steps: run_trial(build, args, 1))
