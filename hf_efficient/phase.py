@@ -256,7 +256,8 @@ def _unwrapped(trainer: Any) -> nn.Module:
 def _finish(trainer: Any, plan: Plan) -> None:
     trainer.model = plan.finalize(_unwrapped(trainer))
     trainer.model_wrapped = trainer.model
-    if plan.overriding("finalize") and trainer.eval_dataset is not None:
+    changing = [one for one in plan.overriding("finalize") if one.order > Order.PRECISION]  # others compute the same
+    if changing and trainer.eval_dataset is not None:
         trainer.evaluate()
 
 

@@ -107,6 +107,11 @@ class TestHooks:
         loaded = type(one.model).from_pretrained(one.finished)
         assert (loaded.classifier.bias == 7).all()
 
+    def test_what_only_undoes_how_it_trained_is_not_evaluated(self, tmp_path: Path) -> None:
+        one = trainer(tmp_path, optimizations={"attention": {"implementation": "eager"}})
+        one.train()
+        assert not any("eval_loss" in entry for entry in one.state.log_history)
+
     @pytest.mark.parametrize("accumulate", [1, 3])
     def test_loss_scale_follows_accumulation(self, tmp_path: Path, accumulate: int) -> None:
         """Adding the mean loss once more must double the gradient, however the batch is cut up."""
