@@ -276,7 +276,10 @@ class Optimization(TrainerCallback):
         return loss
 
     def finalize(self, model: "nn.Module") -> "nn.Module":
-        """The finished model, after the phase's last step."""
+        """The finished model, after the phase's last step.
+
+        Up to `Order.PRECISION` it must compute what it did: it is evaluated again only after what comes later.
+        """
         return model
 
     def pack(self, folder: Path) -> None:
