@@ -14,7 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.banking77 import banking77, trainer
-from benchmarks.harness import Bench, alone, main
+from benchmarks.harness import Bench, alone, main, ratios
 from hf_efficient import autotune, trial, tuning
 from hf_efficient.functional import packing
 from hf_efficient.optimizations import length_batching, precision, sparse_embeddings
@@ -28,11 +28,10 @@ def body(bench: Bench) -> None:
     took = {name: statistics.median(run["seconds"]) for name, run in runs.items()}
     fastest = min(took, key=took.__getitem__)
     taken = runs[found["taken"]]["seconds"]
-    bench.claim(
-        "taken_vs_fastest", _ratios(taken, runs[fastest]["seconds"]), "s, the way taken / the fastest way", "<= 1.05"
-    )
+    times = ratios(taken, runs[fastest]["seconds"])
+    bench.claim("taken_vs_fastest", times, "s, the way taken / the fastest way", "<= 1.05")
     given = runs["as given"]["seconds"]
-    bench.claim("speedup", _ratios(given, taken), "s, as given / the way taken, tuning left out")
+    bench.claim("speedup", ratios(given, taken), "s, as given / the way taken, tuning left out")
     foretold = [took[name] / run["foretold"] for name, run in runs.items()]
     bench.claim("foretold", foretold, "s, a whole run / as foretold from a few steps, of all ways")
     bench.claim("tuning_seconds", found["tuning_s"], "s that autotune took")
@@ -41,10 +40,6 @@ def body(bench: Bench) -> None:
         f"{name}: {took[name]:.1f} s, foretold {run['foretold']:.1f}{' (taken)' if name == found['taken'] else ''}"
         for name, run in sorted(runs.items(), key=lambda item: took[item[0]])
     ]
-
-
-def _ratios(ones: list[float], others: list[float]) -> list[float]:
-    return [one / other for one, other in zip(ones, others, strict=True)]
 
 
 def tried_and_run(bench: Bench) -> dict[str, Any]:

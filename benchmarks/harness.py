@@ -146,6 +146,11 @@ class Bench:
         return path
 
 
+def ratios(ones: Iterable[float], others: Iterable[float]) -> list[float]:
+    """Of each turn or seed, one figure over the other."""
+    return [one / other for one, other in zip(ones, others, strict=True)]
+
+
 def alone(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)`` in a process of its own.
 

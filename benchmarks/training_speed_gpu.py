@@ -11,7 +11,6 @@ import functools
 import gc
 import json
 import os
-import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from transformers import (
 )
 
 from benchmarks.banking77 import folder_of_data
-from benchmarks.harness import Bench, main
+from benchmarks.harness import Bench, main, ratios
 from benchmarks.steady import steady
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments, accounting, autotune, passes, trial, tuning
 from hf_efficient.functional import batching, packing
@@ -43,6 +42,7 @@ from hf_efficient.optimizations import packing as packing_optimization
 
 WARM_UP, STEPS, TURNS, BATCH = 20, 60, 3, 32
 EPOCHS = 3
+FIGURES = ("examples_per_second", "mfu", "memory_mb")
 TOKENS, CLASSES = 512, 10
 FIRST_TOKEN = 1000
 SMALL: dict[str, Any] = {
@@ -74,19 +74,16 @@ def body(bench: Bench) -> None:
         raise SystemExit("benchmarks.training_speed_gpu needs an accelerator; --quick tries it on the CPU")
     for name, shape in SHAPES.items():
         found = bench.cell({"shape": name, "batch": BATCH}, functools.partial(compared, bench, shape))
-        stock, ours = (_medians(found[way]) for way in ("stock", "ours"))
-        speedup = ours["examples_per_second"] / stock["examples_per_second"]
-        bench.claim(f"{name}_speedup", speedup, "examples/s, autotune / stock at its best flags", ">= 1.5")
-        bench.claim(f"{name}_mfu", 100 * ours["mfu"], "% of the measured bf16 peak, ours", ">= 45")
-        bench.claim(f"{name}_mfu_stock", 100 * stock["mfu"], "% of the measured bf16 peak, stock")
-        if stock["memory_mb"]:
-            bench.claim(f"{name}_memory", ours["memory_mb"] / stock["memory_mb"], "peak of device memory, ours / stock")
+        stock, ours = ({key: [turn[key] for turn in found[way]] for key in FIGURES} for way in ("stock", "ours"))
+        speedups = ratios(ours["examples_per_second"], stock["examples_per_second"])
+        bench.claim(f"{name}_speedup", speedups, "examples/s, autotune / stock at its best flags", ">= 1.5")
+        bench.claim(f"{name}_mfu", [100 * mfu for mfu in ours["mfu"]], "% of the measured bf16 peak, ours", ">= 45")
+        bench.claim(f"{name}_mfu_stock", [100 * mfu for mfu in stock["mfu"]], "% of the measured bf16 peak, stock")
+        if all(stock["memory_mb"]):
+            memory = ratios(ours["memory_mb"], stock["memory_mb"])
+            bench.claim(f"{name}_memory", memory, "peak of device memory, ours / stock")
         bench.claim(f"{name}_tuning_seconds", found["tuning_s"], "s that autotune took")
         bench.notes.append(f"{name}: autotune chose {found['chosen']}")
-
-
-def _medians(turns: list[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
 
 
 class Made(Dataset):
@@ -180,7 +177,7 @@ def _turn(bench: Bench, shape: Shape, cls: type[Trainer], options: dict[str, Any
         figures = steady(trainer, 1 if bench.quick else WARM_UP)
     torch.compiler.reset()
     peak = torch.cuda.max_memory_allocated() / 1e6 if cuda else 0.0
-    return {"examples_per_second": figures["examples_per_second"], "mfu": figures["mfu"], "memory_mb": peak}
+    return dict(zip(FIGURES, (figures["examples_per_second"], figures["mfu"], peak), strict=True))
 
 
 DEPENDS = (

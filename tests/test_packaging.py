@@ -102,7 +102,9 @@ def test_wheel_works_alone(distributions: dict[str, Path], tmp_path: Path) -> No
     assert {path.name for path in (ROOT / "recipes").glob("*.yaml")} <= set(found["recipe_files"])
     assert found["there"] == ["py.typed", "tasks/data/customer_service/train.csv"]
     assert found["global"] == []
-    shown = run(python.with_name("hf-efficient"), "show", "customer-service", folder=empty)
+    script = python.with_name("hf-efficient")
+    assert "customer-service" in run(script, "list", folder=empty)
+    shown = run(script, "show", "customer-service", folder=empty)
     assert shown.strip() == (ROOT / "recipes" / "customer_service.yaml").read_text(encoding="utf-8").strip()
     assert not list(empty.iterdir())
 
