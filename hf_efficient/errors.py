@@ -28,6 +28,14 @@ class HubError(EfficientError, OSError):
     """A model that did not get to the Hub."""
 
 
+class RequestError(EfficientError, ValueError):
+    """A request to an app that cannot be answered as it is."""
+
+
+class BusyError(EfficientError):
+    """Too many requests wait already; ask again after a moment."""
+
+
 class MissingDependencyError(EfficientError, ImportError):
     """An optional package that the request needs is not installed."""
 

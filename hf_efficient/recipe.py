@@ -11,6 +11,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from hf_efficient.app import parse_app
 from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.candidates import check_choice
 from hf_efficient.errors import ConfigError, unknown
@@ -63,6 +64,7 @@ class Recipe(BaseModel):
     data: dict[str, Any] = Field(description="train, validation, test and the task's columns")
     stages: dict[str, Stage] = Field(min_length=1)
     export: Export | None = None
+    app: dict[str, Any] | None = Field(default=None, description="what serves the finished model: its name, settings")
     seed: int = 42
 
     @classmethod
@@ -97,6 +99,8 @@ class Recipe(BaseModel):
                 check_choice(**self.export.model_dump())
             except ConfigError as error:
                 raise ConfigError(f"export: {error}") from None
+        if self.app is not None:
+            parse_app(self.app, self.task)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)

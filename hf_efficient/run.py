@@ -9,6 +9,7 @@ Layout of `runs/<recipe>/<time>/`::
     report.json, report.md, report.png, training.png
     final/          the model and its card: AutoModel...from_pretrained("runs/.../final")
     exported/       the same for another runtime, where the recipe says so: exported_pipeline("runs/.../exported")
+    app/            what the recipe's app prepared for `hf-efficient serve`
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from transformers import EvalPrediction, set_seed
 
 from hf_efficient import __version__
 from hf_efficient.accounting import account, starved, training_figures
+from hf_efficient.app import parse_app
 from hf_efficient.before_after import plain_metrics
 from hf_efficient.candidates import require_choice
 from hf_efficient.card import write_card
@@ -46,6 +48,7 @@ from hf_efficient.optimization import Context
 from hf_efficient.outcome import Outcome
 from hf_efficient.phase import FINAL, save_final
 from hf_efficient.plan import Plan, build_optimizations
+from hf_efficient.predictor import Predictor
 from hf_efficient.recipe import STAGE_DEFAULTS, Recipe, training_values, with_stages
 from hf_efficient.report import Report
 from hf_efficient.settings import parse
@@ -324,10 +327,20 @@ class _Job(Outcome):
         with atomic_folder(folder / FINAL) as path:
             shutil.copytree(after, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("training_args.bin"))
             write_card(path, report, self.about())
+        self.prepare_app(folder)
         _write_status(folder, self.recipe, FINISHED)
         if refused is not None:
             raise refused
         return RunResult(folder, folder / FINAL, metrics, report, exported, self.sample)
+
+    def prepare_app(self, folder: Path) -> None:
+        """Let the recipe's app learn from the data what it needs to serve."""
+        if self.recipe.app is None:
+            return
+        cls, settings = parse_app(self.recipe.app, self.recipe.task)
+        app = cls(settings, Predictor.load(folder), folder)
+        with atomic_folder(app.prepared) as path:
+            app.prepare(self.data, path)
 
 
 def _write_files(files: dict[str, str | bytes], folder: Path) -> None:

@@ -5,10 +5,11 @@ import importlib
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
@@ -293,6 +294,20 @@ class Task(ABC):
     @abstractmethod
     def preprocess(self, inputs: list[Any]) -> dict[str, Any]:
         """A padded batch of tensors from `raw` inputs: what serving does before the model runs."""
+
+    def answers(self, runtime: Runtime, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Plain values that a user's program gets for each of some `raw` inputs.
+
+        Raises:
+            ConfigError: models of this task have no such answers.
+        """
+        raise ConfigError(f"models of the task {self.name} give no answers of this kind; use their pipeline")
+
+    def logits(self, runtime: Runtime, inputs: Sequence[Any]) -> np.ndarray:
+        """Logits for `raw` inputs, in one batch; shape (inputs, ...)."""
+        with torch.inference_mode():
+            output = runtime.predict(self.preprocess(list(inputs)))
+        return np.asarray(output.logits, dtype=np.float32)
 
     def requests(self, rows: Dataset) -> Dataset:
         """Model inputs as they come when the model serves, one for each of ``rows``: what it is timed on."""

@@ -1,7 +1,7 @@
 """What tasks with a label per example share: the labels, metrics and reports of its kind."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from transformers import EvalPrediction, PreTrainedModel
 from hf_efficient.task import Task
 from hf_efficient.tasks.metrics import logits_of
 from hf_efficient.tasks.targets import TARGETS, LabelledData
+from hf_efficient.timing import Runtime
 
 
 class Classification(Task):
@@ -68,6 +69,10 @@ class Classification(Task):
     def details(self, prediction: EvalPrediction) -> dict[str, str | bytes]:
         """``classes.txt`` and ``confusion.png``, where there are classes."""
         return self.target.details(*_arrays(prediction), self.label_names)
+
+    def answers(self, runtime: Runtime, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Those of the kind of label, such as ``{"label": ..., "score": ..., "scores": {...}}``."""
+        return self.target.answers(self.logits(runtime, inputs), self.label_names)
 
     def baseline(self, data: DatasetDict, split: str) -> tuple[str, dict[str, float]]:
         """The most frequent class of train, or the mean, always."""

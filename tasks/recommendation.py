@@ -22,6 +22,7 @@ from hf_efficient.errors import ConfigError, DataError
 from hf_efficient.tasks.columns import TEXT, WHOLE, check_list
 from hf_efficient.tasks.metrics import RankingMetrics, logits_of
 from hf_efficient.tasks.text import TextData, TextTask
+from hf_efficient.timing import Runtime
 
 TOP = 5
 """Candidates of each impression of which coverage and diversity are told."""
@@ -229,6 +230,11 @@ class Recommendation(TextTask):
         texts, others = ([row[name] for row in inputs] for name in ("text", "text_pair"))
         limit = self.settings.max_length
         return self.processor(texts, others, truncation=True, max_length=limit, padding=True, return_tensors="pt")
+
+    def answers(self, runtime: Runtime, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """``{"score": ...}``: the probability of a click."""
+        scores = 1 / (1 + np.exp(-self.logits(runtime, inputs).reshape(-1)))
+        return [{"score": float(score)} for score in scores]
 
     def requests(self, rows: Dataset) -> Dataset:
         """The first candidate of each impression: a batch of so many is what ranking so many takes."""

@@ -14,7 +14,7 @@ from sklearn.metrics import classification_report
 
 from hf_efficient.data import DataSettings
 from hf_efficient.errors import DataError, unknown
-from hf_efficient.functional.confidence import calibration_error
+from hf_efficient.functional.confidence import calibration_error, probabilities
 from hf_efficient.tasks.columns import TEXT, WHOLE, check_type
 from hf_efficient.tasks.confusion import confusion_png
 from hf_efficient.tasks.metrics import ClassificationMetrics, MultiLabelMetrics, RegressionMetrics
@@ -23,6 +23,8 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 """As in a model's config."""
 
 SINGLE, MULTI, REGRESSION = get_args(ProblemType)
+DIGITS = 4
+"""Of probabilities in answers."""
 _NUMBERS = (*WHOLE[1:], "float16", "float32", "float64")
 
 
@@ -99,6 +101,10 @@ class Target(ABC):
     def baseline(self, train: Dataset, judged: Dataset, names: Sequence[str]) -> tuple[str, dict[str, float]]:
         """What needs no model, in words, and its metrics on ``judged``."""
 
+    @abstractmethod
+    def answers(self, logits: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+        """What a user's program gets for each of some examples, from logits (examples, outputs)."""
+
     def per_class(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
         """Recall of each class that occurs."""
         return {}
@@ -150,6 +156,13 @@ class SingleLabel(Target):
         """Accuracy, macro F1 and calibration error; labels are indices of classes (examples,)."""
         found = ClassificationMetrics().compute(predictions=logits.argmax(-1), references=labels)
         return {**found, "calibration_error": calibration_error(logits, labels)}
+
+    def answers(self, logits: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+        """``{"label": ..., "score": its probability, "scores": {name: probability}}``, the most probable first."""
+        return [
+            {"label": next(iter(row)), "score": max(row.values()), "scores": row}
+            for row in _scores(probabilities(logits), names)
+        ]
 
     def baseline(self, train: Dataset, judged: Dataset, names: Sequence[str]) -> tuple[str, dict[str, float]]:
         most = self._most_frequent(train)
@@ -225,6 +238,11 @@ class MultiLabel(Target):
         choices = np.stack((np.zeros_like(logits), logits), -1).reshape(-1, 2)
         return {**found, "calibration_error": calibration_error(choices, labels.reshape(-1).astype(int))}
 
+    def answers(self, logits: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+        """``{"labels": [name, ...], "scores": {name: probability}}``: those above a half, the most probable first."""
+        found = _scores(probabilities(np.stack((np.zeros_like(logits), logits), -1))[..., 1], names)
+        return [{"labels": [name for name, score in row.items() if score > 0.5], "scores": row} for row in found]
+
     def baseline(self, train: Dataset, judged: Dataset, names: Sequence[str]) -> tuple[str, dict[str, float]]:
         most = self._most_frequent(train)
         labels = np.asarray(self.indexer(judged, names)(judged[self.label]), dtype=int)
@@ -275,6 +293,10 @@ class Regression(Target):
         """Pearson and Spearman correlation, mean absolute and root mean squared error, from outputs (examples, 1)."""
         return RegressionMetrics().compute(predictions=logits.reshape(-1), references=labels.reshape(-1))
 
+    def answers(self, logits: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+        """``{"value": ...}``."""
+        return [{"value": float(value)} for value in logits.reshape(-1)]
+
     def baseline(self, train: Dataset, judged: Dataset, names: Sequence[str]) -> tuple[str, dict[str, float]]:
         mean, labels = (
             np.mean([float(value) for value in train[self.label]]),
@@ -289,6 +311,15 @@ TARGETS: dict[str, type[Target]] = {kind.problem_type: kind for kind in (SingleL
 
 def _report(truth: Any, said: Any, names: Sequence[str], **kwargs: Any) -> str:
     return classification_report(truth, said, target_names=list(names), digits=4, zero_division=0, **kwargs)
+
+
+def _scores(shares: np.ndarray, names: Sequence[str]) -> list[dict[str, float]]:
+    """Of each row, name -> probability, the greatest first."""
+    orders = np.argsort(-shares, axis=-1, kind="stable").tolist()
+    return [
+        {names[index]: round(row[index], DIGITS) for index in order}
+        for row, order in zip(shares.tolist(), orders, strict=True)
+    ]
 
 
 def _is_number(value: Any) -> bool:

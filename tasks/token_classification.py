@@ -13,10 +13,12 @@ from transformers import DataCollatorForTokenClassification, EvalPrediction
 from hf_efficient.errors import ConfigError, DataError, unknown
 from hf_efficient.functional.tags import OUTSIDE, split_tag, to_bio
 from hf_efficient.tasks.columns import TEXT, check_list
+from hf_efficient.tasks.marking import mark
 from hf_efficient.tasks.metrics import EntityMetrics, logits_of
 from hf_efficient.tasks.tag_report import entity_recalls, entity_report, tag_report
 from hf_efficient.tasks.text import TextData, TextTask
 from hf_efficient.tasks.windows import documents, first_pieces, owners
+from hf_efficient.timing import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +186,13 @@ class TokenClassification(TextTask):
         )
         encoded.pop("overflow_to_sample_mapping", None)
         return encoded
+
+    def answers(self, runtime: Runtime, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """``{"entities": [{"entity", "start", "end", "text", "score"}, ...]}`` of texts of any length.
+
+        Places are counted from 0; the score is the least probability of the tags of an entity's words.
+        """
+        return [{"entities": found} for found in mark(self.processor, runtime, inputs, self.label_names, self.settings)]
 
     def _both(self, prediction: EvalPrediction) -> tuple[list[list[str]], list[list[str]]]:
         """Tags said and tags given, of each word that has one; texts without any are left out."""

@@ -35,8 +35,9 @@ LAYERS = [
     {"phase"},
     {"batches"},
     {"configure"},
-    {"trainer", "task", "recipe"},
-    {"outcome", "compress", "profiling"},
+    {"trainer", "task", "recipe", "app"},
+    {"outcome", "compress", "profiling", "predictor"},
+    {"service", "predict"},
     {"run"},
     {"cli"},
 ]

@@ -1,0 +1,50 @@
+"""`hf-efficient predict`: a finished run over a whole file."""
+
+import argparse
+from typing import Any
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "predict", help="answer every row of a file with a finished run; goes on where it stopped"
+    )
+    parser.add_argument("run", help="folder of a run, or of a recipe's runs (the newest finished one is taken)")
+    parser.add_argument("file", help="csv, tsv, json, jsonl, parquet, or txt with a text on each line")
+    parser.add_argument("--to", help="JSON lines to write (default: <file>.predicted.jsonl beside it)")
+    parser.add_argument("--text", help="column of the text (default: the columns that the run was trained on)")
+    parser.add_argument("--scores", action="store_true", help="write the probabilities of all classes")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows computed at once (default: 32)")
+    parser.add_argument("--threads", type=int, help="CPU threads of the model (default: the runtime's choice)")
+    parser.add_argument("--model", choices=("exported", "final"), help="default: the export where there is one")
+    parser.set_defaults(command=command)
+
+
+def command(options: argparse.Namespace) -> int:
+    from hf_efficient.cli.run_command import quiet_libraries
+
+    quiet_libraries()
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    from hf_efficient.predict import output_of, predict
+    from hf_efficient.predictor import Predictor, newest_finished
+
+    predictor = Predictor.load(newest_finished(options.run), model=options.model, threads=options.threads)
+    to = options.to or output_of(options.file)
+    columns = (
+        *Progress.get_default_columns(),
+        TimeElapsedColumn(),
+        TextColumn("{task.completed} of {task.total} rows"),
+    )
+    with Progress(*columns) as bar:
+        shown = bar.add_task("predict", total=None)
+        found = predict(
+            predictor,
+            options.file,
+            to,
+            text=options.text,
+            scores=options.scores,
+            batch_size=options.batch_size,
+            progress=lambda done, count: bar.update(shown, completed=done, total=count),
+        )
+    print(f"{to}" + (f" ({found} rows were there already)" if found else ""))
+    return 0

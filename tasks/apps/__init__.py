@@ -1,0 +1,1 @@
+"""Scenarios: what answers, marks, watches and recommends with finished models. One per file; see docs/apps.md."""
