@@ -101,6 +101,26 @@ def load_split(settings: DataSettings, split: str, *, sample_root: Path | None =
     return _undecoded(dataset)
 
 
+def named_file(source: str, where: str) -> Path:
+    """The path of a single file: ``source`` itself, or that of ``sample:<name>/<file>``.
+
+    Raises:
+        DataError: names ``where``; there is none.
+    """
+    if not source.startswith(SAMPLE):
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise DataError(f"{where}: no file {path}; check the path")
+        return path
+    root = Path(str(resources.files("hf_efficient.tasks") / "data"))
+    found = {str(path.relative_to(root)) for path in root.glob("*/*.*")}
+    name = source.removeprefix(SAMPLE)
+    if name not in found:
+        near = {each for each in found if each.startswith(name.partition("/")[0] + "/")}
+        raise DataError(f"{where}: {unknown('file of a sample', name, near or found)}")
+    return root / name
+
+
 def _with_fields(dataset: Dataset, columns: Sequence[str]) -> Dataset:
     """``dataset``; with the fields of columns as columns where ``columns`` name one of them, as ``translation.de``."""
     return dataset.flatten() if any("." in name and name not in dataset.column_names for name in columns) else dataset

@@ -113,6 +113,10 @@ class Target(ABC):
         """Name of a file -> what it says of each class."""
         return {}
 
+    def label_texts(self, dataset: Dataset) -> list[str]:
+        """The label of each row as a text, as files have it."""
+        return [self.settings.label_separator.join(row) for row in self._all_names(dataset)]
+
     def _most_frequent(self, train: Dataset) -> str:
         return Counter(name for row in self._all_names(train) for name in row).most_common(1)[0][0]
 
