@@ -3,7 +3,7 @@
 ``POST /api/answer`` takes a request of the app as JSON and gives its answer; the app may add more under ``/api``.
 ``GET /health`` and ``GET /metrics`` (Prometheus) are for whoever watches over it, ``/docs`` describes all of it.
 Whatever is refused comes as ``{"error": "..."}``: 401 no token, 413 too much, 422 not what the app takes, 503 with
-Retry-After where too many wait.
+Retry-After where too many wait; 400 what is no text at all.
 """
 
 import asyncio
@@ -37,6 +37,7 @@ def build_api(app: App, batcher: Batcher, metrics: Metrics, token: str | None = 
         from fastapi import APIRouter, FastAPI
         from fastapi.exceptions import RequestValidationError
         from fastapi.responses import JSONResponse, PlainTextResponse
+        from starlette.exceptions import HTTPException
     except ImportError as error:
         raise MissingDependencyError("serving", "fastapi", "apps") from error
 
@@ -80,6 +81,10 @@ def build_api(app: App, batcher: Batcher, metrics: Metrics, token: str | None = 
     async def invalid(request: Any, error: Any) -> Any:
         metrics.answered(422, 0)
         return refused(422, worded(error.errors()))
+
+    @api.exception_handler(HTTPException)
+    async def failed(request: Any, error: Any) -> Any:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     for kind, status in ((RequestError, 422), (BusyError, 503)):  # of the app's own endpoints
         api.add_exception_handler(kind, lambda request, error, status=status: refused(status, str(error)))
