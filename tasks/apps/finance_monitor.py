@@ -187,7 +187,8 @@ class FinanceMonitor(App):
             logger.warning("alarm %d: %s", alarm.id, alarm)
 
     def surges(self, states: Mapping[str, Mapping[str, Any]]) -> Surges:
-        return Surges(self.settings.smallest_surge, self.settings.false_alarm_every, states)
+        settings = self.settings
+        return Surges(settings.smallest_surge, settings.false_alarm_every, states, settings.topics.other)
 
     def shares(self) -> dict[str, Any]:
         """Shares of the last `window_hours`: of each topic and of the most frequent entities."""

@@ -162,8 +162,8 @@ class Lines:
     def __init__(self, handle: IO[bytes], name: str = "stdin", patience_s: float = 0.5):
         self.name, self.patience_s = name, patience_s
         self._lines: queue.Queue[bytes] = queue.Queue(10_000)
-        self._ended = False
-        threading.Thread(target=self._fill, args=(handle,), daemon=True).start()
+        self._filler = threading.Thread(target=self._fill, args=(handle,), daemon=True)
+        self._started = self._ended = False
 
     def _fill(self, handle: IO[bytes]) -> None:
         try:
@@ -174,6 +174,9 @@ class Lines:
 
     def read(self, position: Mapping[str, Any], most: int) -> Chunk:
         chunk = Chunk(position)
+        if not self._started:
+            self._started = True
+            self._filler.start()
         while len(chunk) < most and not self._ended:
             try:  # wait for the first only
                 line = self._lines.get_nowait() if len(chunk) else self._lines.get(timeout=self.patience_s)

@@ -192,19 +192,21 @@ class Surges:
 
     Args:
         every: items from one false alarm to the next, on average, whichever detector gives it.
+        other: topic of items that are of none; it is not watched by itself.
     """
 
     ALL = ""
 
-    def __init__(self, smallest: float, every: float, states: Mapping[str, Mapping[str, Any]]):
-        self.smallest, self.every = smallest, every
+    def __init__(self, smallest: float, every: float, states: Mapping[str, Mapping[str, Any]], other: str = ""):
+        self.smallest, self.every, self.other = smallest, every, other
         self._watched: dict[str, Surge] = {}
         for topic, state in states.items():
             self._of(topic).load(state)
 
     def update(self, topic: str, negative: bool, time: float) -> list[tuple[str, Rise]]:
         """Count an item; the topics that give alarm, "" for all of them together."""
-        found = ((name, self._of(name).update(negative, time)) for name in dict.fromkeys((self.ALL, topic)))
+        names = (self.ALL,) if topic in (self.ALL, self.other) else (self.ALL, topic)
+        found = ((name, self._of(name).update(negative, time)) for name in names)
         return [(name, rise) for name, rise in found if rise is not None]
 
     def states(self) -> dict[str, dict[str, Any]]:
@@ -212,5 +214,5 @@ class Surges:
 
     def _of(self, topic: str) -> Surge:
         if topic not in self._watched:
-            self._watched[topic] = Surge(topic, self.smallest, 2 * self.every)  # each item is counted by two
+            self._watched[topic] = Surge(topic, self.smallest, 2 * self.every)  # by two each item is counted
         return self._watched[topic]

@@ -178,11 +178,10 @@ def test_what_an_item_holds() -> None:
 
 
 RSS = """<?xml version="1.0"?><rss version="2.0"><channel><title>News</title>{}</channel></rss>"""
-ENTRY = (
-    "<item><title>{title}</title><guid>g{number}</guid>"
-    "<pubDate>Thu, 01 Jan 1970 00:00:{number:02} GMT</pubDate></item>"
-)
-ATOM = """<feed xmlns="http://www.w3.org/2005/Atom"><entry><id>a1</id><title type="html">&lt;b&gt;Up&lt;/b&gt; 3 %</title>
+ENTRY = """<item><title>{title}</title><guid>g{number}</guid>
+<pubDate>Thu, 01 Jan 1970 00:00:{number:02} GMT</pubDate></item>"""
+ATOM = """<feed xmlns="http://www.w3.org/2005/Atom"><entry><id>a1</id>
+<title type="html">&lt;b&gt;Up&lt;/b&gt; 3 %</title>
 <updated>1970-01-01T00:00:09Z</updated></entry></feed>"""
 
 

@@ -108,7 +108,7 @@ def test_a_restart_changes_nothing() -> None:
 
 
 def test_each_topic_and_all_together_are_watched() -> None:
-    watched = Surges(0.1, 1_000_000, {})
+    watched = Surges(0.1, 1_000_000, {}, "none")
     found = []
     for place, negative in enumerate(flips(0.2, 4000, 0)):
         found += watched.update(("east", "west")[place % 2], negative, float(place))
@@ -117,6 +117,7 @@ def test_each_topic_and_all_together_are_watched() -> None:
         found += watched.update(("east", "west")[place % 2], place % 2 == 0, 4000.0 + place)
     assert "east" in [topic for topic, _ in found]
     assert "west" not in [topic for topic, _ in found]
-    again = Surges(0.1, 1_000_000, watched.states())
+    watched.update("none", True, 5000.0)
+    again = Surges(0.1, 1_000_000, watched.states(), "none")
     assert again.states() == watched.states()
     assert set(again.states()) == {"", "east", "west"}
