@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 APPS = {
     "customer-service": "hf_efficient.tasks.apps.customer_service:CustomerService",
     "entities": "hf_efficient.tasks.apps.entities:EntityMarking",
+    "finance-monitor": "hf_efficient.tasks.apps.finance_monitor:FinanceMonitor",
     "labels": "hf_efficient.tasks.apps.labels:Labels",
 }
 """Name -> where the class lives. Strings, so that the core imports no instance."""
