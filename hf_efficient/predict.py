@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_efficient.errors import ConfigError, DataError, unknown
+from hf_efficient.errors import DataError, unknown
 from hf_efficient.files import atomic_path, write_json
 from hf_efficient.predictor import Predictor
 from hf_efficient.reading import read_file
@@ -142,13 +142,6 @@ def _digest(file: Path) -> str:
 
 
 def output_of(file: str | Path) -> Path:
-    """Where answers go unless told otherwise: beside ``file``.
-
-    Raises:
-        ConfigError: that is the file itself.
-    """
+    """Where answers go unless told otherwise: beside ``file``."""
     file = Path(file)
-    to = file.with_name(f"{file.stem}.predicted.jsonl")
-    if to == file:
-        raise ConfigError(f"{file} would be replaced; name another output with --to")
-    return to
+    return file.with_name(f"{file.stem}.predicted.jsonl")

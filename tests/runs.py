@@ -61,7 +61,8 @@ def entity_run(folder: Path) -> Path:
     model.save_pretrained(start)
     tokenizer = tiny_tokenizer()
     texts = ["my card is lost", "the app is new", "how do i pay", "where is my card", "not a new app", "no money"]
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    texts += [f"{one} {other} {one}" for one in texts for other in texts]  # every place in a window is learnt
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
     things = torch.isin(batch["input_ids"], torch.tensor(tokenizer.convert_tokens_to_ids(["card", "app"])))
     labels = torch.where(batch["attention_mask"] > 0, things.long(), -100)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
