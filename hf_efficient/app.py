@@ -21,6 +21,7 @@ APPS = {
     "entities": "hf_efficient.tasks.apps.entities:EntityMarking",
     "finance-monitor": "hf_efficient.tasks.apps.finance_monitor:FinanceMonitor",
     "labels": "hf_efficient.tasks.apps.labels:Labels",
+    "recommendation": "hf_efficient.tasks.apps.recommendation:ItemRecommendation",
 }
 """Name -> where the class lives. Strings, so that the core imports no instance."""
 

@@ -4,6 +4,7 @@ All is held in memory, each title once for each time it was shown.
 """
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from datasets import Dataset
 from hf_efficient.errors import DataError
 
 BEHAVIORS, NEWS = "behaviors.tsv", "news.tsv"
+TIME = "%m/%d/%Y %I:%M:%S %p"
+"""How times are written."""
+
 _BEHAVIORS = ("impression", "user", "time", "history", "candidates")
 _NEWS = ("news ID", "category", "subcategory", "title")
 
@@ -37,21 +41,41 @@ def read_mind(folder: Path) -> Dataset:
     Raises:
         DataError: a file that is missing, or a line that is not as it should be; names both.
     """
-    news = _news(folder / NEWS)
+    news = read_news(folder)
     rows = [_row(fields, news, where) for where, fields in _lines(folder / BEHAVIORS, _BEHAVIORS)]
     if not rows:
         raise DataError(f"{folder / BEHAVIORS} is empty; it needs an impression")
     return Dataset.from_dict({name: [row[name] for row in rows] for name in rows[0]})
 
 
-def _news(path: Path) -> dict[str, Article]:
+def read_news(folder: Path) -> dict[str, Article]:
+    """ID of each article -> what `news.tsv` says of it.
+
+    Raises:
+        DataError: as for `read_mind`.
+    """
     found = {}
-    for where, (identifier, *told) in _lines(path, _NEWS):
+    for where, (identifier, *told) in _lines(folder / NEWS, _NEWS):
         article = Article(*told[:3])
         if not article.title.strip():
             raise DataError(f"{where}: the title of '{identifier}' is empty; fill it in")
         found[identifier] = article
     return found
+
+
+def read_clicks(folder: Path) -> Iterator[tuple[str, datetime, list[str], list[str]]]:
+    """Of each impression the user, its time, and the IDs of what he had clicked before (the newest last) and clicked.
+
+    Raises:
+        DataError: as for `read_mind`, or a time that is none.
+    """
+    for where, (_, user, time, history, shown, *_) in _lines(folder / BEHAVIORS, _BEHAVIORS):
+        try:
+            at = datetime.strptime(time, TIME)
+        except ValueError:
+            raise DataError(f"{where}: the time '{time}' is not like 11/15/2019 9:05:58 AM; write it so") from None
+        pairs = [_candidate(entry, where) for entry in shown.split()]
+        yield user, at, history.split(), [identifier for identifier, click in pairs if click]
 
 
 def _row(fields: list[str], news: dict[str, Article], where: str) -> dict[str, Any]:
