@@ -34,7 +34,7 @@ class Encoder:
     """
 
     def __init__(self, folder: str | Path, threads: int | None = None):
-        self._task = _task(1)  # until its processor tells what it takes
+        self._task = _task(4)  # until its processor tells what it takes
         self._task.load_processor(str(folder))
         self._task.settings = _task(_limit(self._task.processor)).settings
         self._runtime = load_runtime(folder, threads)
