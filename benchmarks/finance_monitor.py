@@ -142,17 +142,17 @@ def replayed(folder: Path, count: int, quick: bool) -> dict[str, Any]:
     for path in folder_of_work.glob("*.db*"):
         path.unlink()
     databases = {name: folder_of_work / f"{name}.db" for name in ("killed", "whole")}
-    kills, most, seconds = 0, *((2, (8, 14)) if quick else (12, (15, 45)))
+    kills, most = 0, 2 if quick else 12
     while True:
         process = subprocess.Popen(_command(folder, news, databases["killed"]), stderr=subprocess.DEVNULL)
-        try:
-            status = process.wait(chance.uniform(*seconds) if kills < most else None)
-            assert status == 0, status
+        if kills == most:
+            assert process.wait() == 0
             break
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
+        _wait_for_items(process, databases["killed"])
+        time.sleep(chance.uniform(0, 4 if quick else 20))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
     with open_app(folder, ServiceSettings(), [f"app.database={sqlite_url(databases['whole'])}"]) as app:
         began = time.perf_counter()
         finance_monitor.watch(app, [stream.Followed(news, whole=True)])  # type: ignore[arg-type]
@@ -170,6 +170,21 @@ def replayed(folder: Path, count: int, quick: bool) -> dict[str, Any]:
         "other_state": sum(killed[name] != whole[name] for name in ("items", "alarms", "states")),
         "items_per_second": count / spent,
     }
+
+
+def _wait_for_items(process: "subprocess.Popen[bytes]", database: Path) -> None:
+    """Until the process has counted one."""
+    before = None
+    while process.poll() is None:
+        if database.is_file():
+            store = monitor_store.Store(sqlite_url(database))
+            count = store.count()
+            store.close()
+            before = count if before is None else before
+            if count > before:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"the monitor ended by itself ({process.returncode}); give it more items")
 
 
 def _command(folder: Path, news: Path, database: Path) -> list[str]:

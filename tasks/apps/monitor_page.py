@@ -46,7 +46,7 @@ def monitor_page(app: "FinanceMonitor", ask: Ask) -> Any:
     import gradio as gr
 
     def look(seen: Any) -> tuple[Any, ...]:
-        now = (app.store.count(), len(app.store.newest_alarms(1)) and app.store.newest_alarms(1)[0].id)
+        now = app.store.newest()
         if now == seen:
             return tuple(gr.skip() for _ in range(5))
         from PIL import Image

@@ -136,13 +136,23 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[Any]:
-        """A transaction that has the database's writers to itself."""
-        with self.engine.connect().execution_options(monitor_writes=True) as connection, connection.begin():
-            if self.engine.dialect.name != "sqlite":  # where BEGIN IMMEDIATE has done it
-                locks = self.sql.select(self.states).where(self.states.c.kind == "lock").with_for_update()
-                if connection.execute(locks).first() is None:
-                    connection.execute(self.states.insert().values(kind="lock", name="writer", state=""))
-            yield connection
+        """A transaction that has the database's writers to itself.
+
+        Raises:
+            ConfigError: the database fails; nothing of the transaction was kept.
+        """
+        try:
+            with self.engine.connect().execution_options(monitor_writes=True) as connection, connection.begin():
+                if self.engine.dialect.name != "sqlite":  # where BEGIN IMMEDIATE has done it
+                    locks = self.sql.select(self.states).where(self.states.c.kind == "lock").with_for_update()
+                    if connection.execute(locks).first() is None:
+                        connection.execute(self.states.insert().values(kind="lock", name="writer", state=""))
+                yield connection
+        except self.sql.exc.OperationalError as error:
+            raise ConfigError(
+                f"the database {self.shown_url} fails ({error.orig}); nothing of the last items was counted, so put "
+                "it right and start again"
+            ) from error
 
     def record(
         self,
@@ -231,6 +241,11 @@ class Store:
         """Items counted so far."""
         with self.engine.begin() as connection:
             return connection.scalar(self.sql.select(self.sql.func.count()).select_from(self.items))
+
+    def newest(self) -> int:
+        """Number of the item that was counted last; 0 without any."""
+        with self.engine.begin() as connection:
+            return connection.scalar(self.sql.select(self.sql.func.max(self.items.c.id))) or 0
 
     def count_refused(self) -> int:
         """Lines that could not be read as an item."""

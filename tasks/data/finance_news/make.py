@@ -9,8 +9,8 @@ import random
 import string
 from pathlib import Path
 
-SPLITS = {"train": 1500, "validation": 240, "test": 300}
-HELD_OUT = {"validation": 6, "test": 8}
+SPLITS = {"train": 2000, "validation": 240, "test": 300}
+HELD_OUT = {"validation": 8, "test": 12}
 """Phrases of each label that only this file has."""
 
 NAMES = """Aldermoor Bank;Baltrex;Calder Mills;Corvane Motors;Dunmore Foods;Eastwick Energy;Elmspan;Farrow Steel;
@@ -54,7 +54,41 @@ free cash flow doubles in {time}
 customers flock to new {thing}, sales double
 settles strike on good terms, output recovers
 earnings smash expectations for the {ordinal} time in a row
-attracts record inflows as savers return""".splitlines()
+attracts record inflows as savers return
+posts best {time} in its history
+doubles profit on strong demand for {thing}
+expands into {place} after record year
+hires hundreds as orders pour in
+gets green light for {thing} in {place}
+pays back loans early
+shares extend gains for {ordinal} day
+sees upbeat start to {time}
+beats rivals to {money} tender
+hopes rise for {name2} tie-up, stock up {small} %
+boosts buyback to {money}
+reports healthy growth in {place}
+outperforms peers in {time}
+profit better than feared
+cost savings exceed target
+wins back customers with cheaper {thing}
+patent for {thing} upheld, shares gain
+secures funding for expansion in {place}
+recovery gathers pace in {place}
+sales of {thing} soar
+strong {time} lifts hopes for the year
+awarded licence to sell {thing} in {place}
+investors applaud plan to leave {place}
+credit outlook improved to positive by {broker}
+shares hit all-time high
+raises prices without losing customers
+cheaper {thing} to help margins
+good harvest brightens prospects
+turns corner with {ordinal} rise in sales
+exports of {thing} at record
+raises {money} from keen investors at higher value
+named top pick by {broker}
+breakthrough in {thing} delights analysts
+agrees better terms with lenders""".splitlines()
 
 NEGATIVE = """profit slumps {big} % as costs bite
 cuts full-year outlook, blames weak {time}
@@ -91,7 +125,41 @@ burns through cash in {time}, lenders worried
 recalls {thing} after fires, faces lawsuits
 strike halts output for the {ordinal} week
 profit warning is the {ordinal} in a year
-suffers record outflows as savers leave""".splitlines()
+suffers record outflows as savers leave
+posts worst {time} in its history
+profit halves on weak demand for {thing}
+retreats from {place} after dire year
+cuts hundreds of jobs as orders fall
+permission for {thing} in {place} withdrawn
+misses payment to lenders
+shares extend losses for {ordinal} day
+sees grim start to {time}
+beaten by rivals to {money} tender
+hopes fade for {name2} tie-up, stock down {small} %
+suspends buyback
+reports shrinking business in {place}
+lags peers in {time}
+profit worse than feared
+costs spiral out of control
+loses customers to cheaper {thing}
+patent for {thing} struck down, shares drop
+fails to find funding for plant in {place}
+downturn deepens in {place}
+sales of {thing} collapse
+poor {time} clouds the year
+stripped of licence to sell {thing} in {place}
+investors angry at plan for {place}
+credit outlook lowered to negative by {broker}
+files for bankruptcy
+forced to cut prices to keep customers
+dearer {thing} to hurt margins
+drought threatens supply of {thing}
+in trouble after {ordinal} fall in sales
+exports of {thing} dry up
+slashes value in emergency share sale
+dropped from list of top picks by {broker}
+delay to {thing} dismays analysts
+faces tougher terms from lenders""".splitlines()
 
 NEUTRAL = """to report {time} results on {day}
 names new finance chief
@@ -128,19 +196,54 @@ lists {money} of notes on exchange
 to release sales figures for {time} on {day}
 adds two members to its board
 maintains interim dividend at last year's level
-changes ticker symbol from {day}""".splitlines()
+changes ticker symbol from {day}
+to announce {time} figures on {day}
+meets analysts on {day}
+invites bids for work in {place}
+moves annual meeting to {day}
+considers options for plant in {place}
+reshuffles management of unit in {place}
+shares steady ahead of {time} numbers
+sees {time} in line with last year
+bids in {money} tender
+and {name2} discuss joint purchase of {thing}
+continues buyback as planned
+opens warehouse in {place}
+in line with peers in {time}
+profit unchanged from a year ago
+publishes annual report
+introduces new range of {thing}
+applies for patent on {thing}
+seeks {money} loan from banks
+to hold investor day in {place}
+sales of {thing} unchanged
+what to expect from {time} results
+applies for licence to sell {thing} in {place}
+investors await plan for {place}
+credit rating affirmed by {broker}
+shares to be traded in {place} from {day}
+leaves prices of {thing} as they are
+buys {thing} for delivery in {years} months
+moves production of {thing} to {place}
+five things to know about the company
+ships {thing} to {place}
+exchanges old notes for new ones due in {years} years
+covered by {broker} for the first time, rated neutral
+shows prototype of {thing} at fair in {place}
+asks holders to approve auditor""".splitlines()
 
 PHRASES = {"negative": NEGATIVE, "neutral": NEUTRAL, "positive": POSITIVE}
 
-AFTER = """{name} {what};{name} {what};{name} {what};{name}: {what};{name} {what}, shows filing;{name} {what}, says {broker};
-    Update: {name} {what};{name} {what} - report;{place}'s {name} {what};Maker of {thing} {name} {what}"""
+AFTER = """{name} {what};{name} {what};{name} {what};{name}: {what};
+    {name} {what}, shows filing;{name} {what}, says {broker};Update: {name} {what};{name} {what} - report;
+    {place}'s {name} {what};Maker of {thing} {name} {what}"""
 
 SLOTS = {
     "time": "first quarter;second quarter;third quarter;fourth quarter;first half;holiday season;March quarter",
     "long": "two-year;five-year;ten-month;six-month;three-year;decade",
     "place": "Brazil;Canada;Chile;Germany;India;Japan;Kenya;Mexico;Poland;Spain;Sweden;Turkey;Vietnam",
-    "thing": "batteries;chips;cement;copper;electric vans;generics;insulin;jet fuel;mobile masts;packaging;solar panels;"
-    "soft drinks;sugar;tyres;urea;vaccines;wheat;wind turbines",
+    "thing": "batteries;chips;cement;copper;electric vans;generics;insulin;jet fuel;mobile masts;packaging;"
+    "solar panels;soft drinks;sugar;tyres;urea;vaccines;wheat;wind turbines",
     "broker": "Ashby Securities;Brandt & Sohn;Copperfield Capital;Lomond Research;Pinecrest Partners;Sterling Row",
     "day": "Monday;Tuesday;Wednesday;Thursday;Friday",
     "ordinal": "second;third;fourth;fifth",
@@ -166,6 +269,7 @@ def phrases(label: str, split: str) -> list[str]:
 def headline(chance: random.Random, label: str, split: str) -> str:
     slots = {name: chance.choice(listed(values)) for name, values in SLOTS.items()}
     slots["small"], slots["big"] = str(chance.randint(3, 14)), str(chance.randint(15, 90))
+    slots["name2"] = chance.choice(listed(NAMES))
     currency = chance.choice(["$", "€", "£", "Rs "])
     slots["money"] = (
         f"{currency}{chance.choice([12, 35, 60, 120, 250, 400, 750])} {chance.choice(['million', 'm', 'mn'])}"
