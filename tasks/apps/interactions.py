@@ -21,7 +21,7 @@ from hf_efficient.data import check_columns
 from hf_efficient.errors import ConfigError, DataError
 from hf_efficient.files import atomic_path
 from hf_efficient.mind import read_clicks
-from hf_efficient.reading import read_file
+from hf_efficient.reading import quiet, read_file
 from hf_efficient.tasks.apps.catalogue import Columns, Item, located, read_catalogue, to_seconds
 
 LOG = "log"
@@ -158,5 +158,5 @@ def write_pairs(
         made = pairs(items, known, since=since, until=until, window=window)
         if not len(made):
             raise DataError(f"{log}: nobody took two items in the part for {name}; give a longer log")
-        with atomic_path(Path(folder) / f"{name}.parquet") as path:
+        with atomic_path(Path(folder) / f"{name}.parquet") as path, quiet():
             made.to_parquet(path)

@@ -11,7 +11,7 @@ he gets what many take and what is new, and after his first click what is like i
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,7 +122,7 @@ class ItemGiven(BaseModel):
     category: str = Field(default="", max_length=200)
     price: Annotated[float, _checked(to_price)] | None = None
     date: Annotated[str | float, _checked(to_seconds)] | None = None
-    """Since when there is the item; now, without it."""
+    """Since when there is the item; without it as before, or from now on."""
 
 
 class InteractionsGiven(BaseModel):
@@ -172,7 +172,7 @@ class ItemRecommendation(App):
             self.market.add(added, self._embed_items(self._embed, added))
         for one in (*prepared.log, *self._taken.interactions()):
             self.market.observe(one)
-        self._ids = set(self.market.numbers)
+        self._dates = {item.item: item.date for item in self.market.items}
         self._ahead = self.market.now - time.time() if self.settings.moment == "log" else 0.0
 
     def stop(self) -> None:
@@ -196,7 +196,7 @@ class ItemRecommendation(App):
         """
         now = self.now()
         made = [Interaction(one.user, one.item, now if one.time is None else to_seconds(one.time)) for one in given]
-        self._check_known([one.item for one in made], "interactions")
+        _check_known([one.item for one in made], self._dates, "interactions")
         for one in made:
             if one.time > now + _AHEAD_SECONDS:
                 raise RequestError(
@@ -208,14 +208,14 @@ class ItemRecommendation(App):
     def add_items(self, given: Sequence[ItemGiven]) -> None:
         """Keep new items, or what has changed of known ones; the next answer has them. On any thread."""
         now = self.now()
-        made = [
-            Item(one.item, one.text, one.category, one.price, now if one.date is None else to_seconds(one.date))
-            for one in given
-        ]
         with self._adding:
+            since = [self._dates.get(one.item, now) if one.date is None else to_seconds(one.date) for one in given]
+            made = [
+                Item(one.item, one.text, one.category, one.price, date) for one, date in zip(given, since, strict=True)
+            ]
             self._taken.add_items(made)
             self._news.append(made)
-            self._ids.update(item.item for item in made)
+            self._dates.update({item.item: item.date for item in made})
 
     def add_routes(self, api: Any) -> None:
         from fastapi.responses import StreamingResponse
@@ -249,8 +249,8 @@ class ItemRecommendation(App):
                     self.market.observe(one)  # type: ignore[arg-type]
 
     def _ranked(self, request: RecommendationRequest, wish: np.ndarray | None) -> dict[str, Any]:
-        self._check_known(request.history, "history")
         market, now = self.market, max(self.now(), self.market.now)
+        _check_known(request.history, market.numbers, "history")
         known = market.users.get(request.user or "", User())
         user = User(deque(known.recent, known.recent.maxlen), set(known.taken))
         for item in request.history:
@@ -275,19 +275,20 @@ class ItemRecommendation(App):
             raise RequestError(f"category: there is none called '{category[:80]}'; allowed: {shown or '(none)'}")
         return found
 
-    def _check_known(self, items: Sequence[str], where: str) -> None:
-        unknown = [item for item in items if item not in self._ids]
-        if unknown:
-            raise RequestError(
-                f"{where}: there is no item '{unknown[0][:80]}' in the catalogue; add it by POST /api/items, or "
-                "leave it out"
-            )
-
     def _embed_items(self, embed: Embed, items: Sequence[Item]) -> np.ndarray:
         return embed([self._prefixed(item.written, "answer") for item in items])
 
     def _prefixed(self, text: str, side: str) -> str:
         return getattr(self.predictor.task.settings, f"{side}_prefix") + text
+
+
+def _check_known(items: Sequence[str], known: Container[str], where: str) -> None:
+    unknown = [item for item in items if item not in known]
+    if unknown:
+        raise RequestError(
+            f"{where}: there is no item '{unknown[0][:80]}' in the catalogue; add it by POST /api/items, or leave it "
+            "out"
+        )
 
 
 def _told(item: Item) -> Mapping[str, Any]:

@@ -31,11 +31,12 @@ def build_page(app: App, ask: Ask) -> Any:
     """`gradio.Blocks`; what is taken on it counts on it alone, and is not kept."""
     import gradio as gr
 
-    def recommend(user: str, wish: str, taken: list[tuple[str, str]]) -> tuple[Any, list[list[str]]]:
+    def recommend(user: str, wish: str, taken: list[tuple[str, str]]) -> tuple[Any, ...]:
         given = {"user": user.strip() or None, "wish": wish.strip() or None, "history": [item for item, _ in taken]}
         rows = asked(ask, {name: value for name, value in given.items() if value is not None})["items"]
         choices = [(_line(row), row["item"]) for row in rows]
-        return gr.CheckboxGroup(choices=choices, value=[]), [[text] for _, text in taken]
+        shown = {item: text for text, item in choices}
+        return gr.CheckboxGroup(choices=choices, value=[]), shown, [[text] for _, text in taken]
 
     def take(
         user: str, wish: str, taken: list[tuple[str, str]], chosen: list[str], shown: dict[str, str]
@@ -55,8 +56,8 @@ def build_page(app: App, ask: Ask) -> Any:
             more = gr.Button(app.text("take"))
             anew = gr.Button(app.text("anew"))
         table = gr.Dataframe(label=app.text("taken"), headers=["item"], datatype="str", interactive=False, wrap=True)
-        gr.on([button.click, user.submit, wish.submit], recommend, [user, wish, taken], [found, table])
-        more.click(take, [user, wish, taken, found, shown], [taken, found, table])
+        gr.on([button.click, user.submit, wish.submit], recommend, [user, wish, taken], [found, shown, table])
+        more.click(take, [user, wish, taken, found, shown], [taken, found, shown, table])
         anew.click(
             lambda: ([], gr.CheckboxGroup(choices=[], value=[]), [], "", ""), None, [taken, found, table, user, wish]
         )
