@@ -209,14 +209,15 @@ class FinanceMonitor(App):
             rows.append({"name": name, "items": total, "shares": shares})
         return sorted(rows, key=lambda row: (-row["items"], row["name"]))
 
-    def picture(self, days: int | None = None) -> bytes:
-        """The time line as PNG, of the last ``days``; None takes `shown_days`."""
-        from hf_efficient.tasks.apps.timeline import png, timeline
+    def picture(self, title: str | None = None) -> bytes:
+        """The time line of the last `shown_days` as PNG; ``title`` None takes its usual one."""
+        from hf_efficient.tasks.apps.timeline import TITLE, png, timeline
 
-        counts = self.store.hourly(24 * (days or self.settings.shown_days))
+        counts = self.store.hourly(24 * self.settings.shown_days)
         first = counts[0][0] * 3600 if counts else 0
         alarms = [alarm for alarm in self.store.newest_alarms() if alarm.time >= first]
-        return png(timeline(counts, alarms, self.predictor.labels, self.settings.negative))
+        labels, negative = self.predictor.labels, self.settings.negative
+        return png(timeline(counts, alarms, labels, negative, TITLE if title is None else title))
 
     def page(self, ask: Ask) -> Any:
         return monitor_page(self, ask)

@@ -53,7 +53,7 @@ def monitor_page(app: "FinanceMonitor", ask: Ask) -> Any:
 
         shares = app.shares()
         tables = (_table(shares[kind], app.predictor.labels) for kind in ("topics", "entities"))
-        return now, Image.open(io.BytesIO(app.picture())), alarm_rows(app), *tables
+        return now, Image.open(io.BytesIO(app.picture(title=" "))), alarm_rows(app), *tables
 
     def tell(text: str) -> tuple[Any, str, str]:
         answer = asked(ask, {"text": text, "keep": False})
@@ -63,9 +63,8 @@ def monitor_page(app: "FinanceMonitor", ask: Ask) -> Any:
     with gr.Blocks(title="hf_efficient", delete_cache=(3600, 3600)) as page:
         picture = gr.Image(label=app.text("timeline"), interactive=False, buttons=["fullscreen", "download"])
         alarms = _frame(app.text("alarms"), ["time", "topic", "items", app.settings.negative, "before"])
-        with gr.Row():
-            topics = _frame(app.text("shares"), ["topic", "items", *head])
-            entities = _frame(app.text("entities"), ["entity", "items", *head])
+        topics = _frame(app.text("shares"), ["topic", "items", *head])
+        entities = _frame(app.text("entities"), ["entity", "items", *head])
         refresh = gr.Button(app.text("refresh"))
         text = gr.Textbox(label=app.text("headline"), lines=2, max_lines=4)
         button = gr.Button(app.text("ask"), variant="primary")
@@ -96,7 +95,10 @@ def stamp(seconds: float) -> str:
 def _frame(label: Any, headers: list[str]) -> Any:
     import gradio as gr
 
-    return gr.Dataframe(label=label, headers=headers, datatype="str", interactive=False, wrap=True)
+    widths = ["34%", *[f"{66 / (len(headers) - 1):.1f}%"] * (len(headers) - 1)]
+    return gr.Dataframe(
+        label=label, headers=headers, datatype="str", column_widths=widths, interactive=False, wrap=True
+    )
 
 
 def _table(rows: list[dict[str, Any]], labels: list[str]) -> list[list[str]]:

@@ -18,6 +18,9 @@ MOST_TOPICS = 8
 MOST_STEPS = 120
 """Points in time, at most."""
 
+FEWEST = 40
+"""Items that a share is of, on average: where there are fewer in a step, those before it count as well."""
+
 TITLE = "Share of each sentiment, %"
 _USUAL = {"negative": "#D55E00", "neutral": "#E3E6EA", "positive": "#0072B2"}
 _ALARM = "#1F2328"
@@ -54,11 +57,21 @@ def rows(counts: Counts, labels: Sequence[str]) -> dict[str, tuple[np.ndarray, n
     return {topic: (first + width * np.arange(steps), found[topic]) for topic in most}
 
 
-def timeline(counts: Counts, alarms: Sequence[Alarm], labels: Sequence[str], negative: str) -> Figure:
+def rolling(items: np.ndarray) -> np.ndarray:
+    """Of each step, the sum over as many steps up to it as hold `FEWEST` items on average; shape (steps, labels)."""
+    steps = len(items)
+    wide = min(int(np.ceil(FEWEST * steps / max(items.sum(), 1))), max(steps // 4, 1))
+    total = np.concatenate([np.zeros((1, items.shape[1]), dtype=items.dtype), items.cumsum(0)])
+    return total[1:] - total[np.maximum(np.arange(1, steps + 1) - wide, 0)]
+
+
+def timeline(
+    counts: Counts, alarms: Sequence[Alarm], labels: Sequence[str], negative: str, title: str = TITLE
+) -> Figure:
     """A figure with a row for each topic; alarms as lines, those of all topics together in each."""
     names = order(labels, negative)
     shown = dict(list(rows(counts, names).items())[:MOST_TOPICS])
-    figure = blank(8.0, 1.4 + 1.25 * max(len(shown), 1), TITLE)
+    figure = blank(8.0, 1.4 + 1.25 * max(len(shown), 1), title)
     if not shown:
         figure.text(0.5, 0.4, "no items yet", ha="center", fontsize=11, color=MUTED_COLOUR)
         return figure
@@ -79,9 +92,10 @@ def timeline(counts: Counts, alarms: Sequence[Alarm], labels: Sequence[str], neg
 
 
 def _draw(axes: Axes, topic: str, starts: np.ndarray, items: np.ndarray, colours: Mapping[str, str]) -> None:
-    total = items.sum(-1, keepdims=True)
+    recent = rolling(items)
+    total = recent.sum(-1, keepdims=True)
     kept = total[:, 0] > 0  # steps without an item have no shares: the last ones hold
-    shares = 100 * items[kept] / total[kept]
+    shares = 100 * recent[kept] / total[kept]
     times = [_date(HOUR * int(hour)) for hour in starts[kept]]
     if len(times) > 1:
         axes.stackplot(times, shares.T, colors=list(colours.values()), labels=list(colours), step="post", linewidth=0)
@@ -91,7 +105,7 @@ def _draw(axes: Axes, topic: str, starts: np.ndarray, items: np.ndarray, colours
             axes.bar(times, [share], width=1 / 24, bottom=bottom, color=colours[label], label=label)
             bottom += share
     name = topic if len(topic) <= 28 else f"{topic[:27]}…"
-    axes.set_title(f"{name}  ({int(total.sum()):,})", loc="left", fontsize=10, color=TEXT_COLOUR, parse_math=False)
+    axes.set_title(f"{name}  ({int(items.sum()):,})", loc="left", fontsize=10, color=TEXT_COLOUR, parse_math=False)
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 50, 100])
     axes.margins(x=0)
