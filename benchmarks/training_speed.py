@@ -114,7 +114,7 @@ def ours(case: Case, best: Mapping[str, Any]) -> dict[str, Any]:
 
 def counted(case: Case, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the same steps as those given, which take less time."""
-    return {**settings, "bf16": True, "optimizations": {"packing": {}} if case.padded else {}}
+    return {**settings, "use_cpu": True, "bf16": True, "optimizations": {"packing": {}} if case.padded else {}}
 
 
 def searched(bench: Bench, case: Case) -> dict[str, Any]:
