@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import DatasetDict
 from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
@@ -15,10 +16,9 @@ from hf_efficient import ConfigError
 from hf_efficient.app import parse_app
 from hf_efficient.errors import RequestError
 from hf_efficient.tasks.apps import surge
-from hf_efficient.tasks.apps.alarms import Sender, wait
-from hf_efficient.tasks.apps.finance_monitor import FinanceMonitor, Headline, shown, watch
+from hf_efficient.tasks.apps.finance_monitor import FinanceMonitor, Headline, MonitorSettings, shown, watch
 from hf_efficient.tasks.apps.stream import Followed
-from tests.tasks.apps.monitor import headlines, line, monitor
+from tests.tasks.apps.monitor import Words, headlines, line, monitor
 
 ROOT = Path(__file__).parents[3]
 
@@ -91,6 +91,15 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
             parse_app({"name": "finance-monitor", **block}, "text-classification")
     with pytest.raises(ConfigError, match="serves text-classification"):
         parse_app({"name": "finance-monitor"}, "token-classification")
+
+
+def test_what_a_run_prepares(tmp_path: Path) -> None:
+    made = FinanceMonitor(MonitorSettings(), Words(), tmp_path)  # type: ignore[arg-type]
+    made.prepare(DatasetDict(), tmp_path / "app")
+    assert not (tmp_path / "app").exists()  # without topics to tell, nothing is needed
+    wrong = FinanceMonitor(MonitorSettings(negative="bad"), Words(), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no label 'bad'"):  # when the run ends, not when it serves
+        wrong.prepare(DatasetDict(), tmp_path / "app")
 
 
 def test_a_surge_gives_alarm_once(app: FinanceMonitor, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -167,65 +176,6 @@ def test_a_page_is_made(app: FinanceMonitor) -> None:
     app.answer([Headline(text="bad <b>news</b>", topic="<i>x</i>")])
     assert look(seen)[3][0][0] == "<i>x</i>"
     assert set(app.words["en"]) == set(app.words["zh-CN"])
-
-
-class Receiver:
-    """An `httpx.Client` of a webhook that answers as told."""
-
-    def __init__(self, *answers: Any):
-        self.answers, self.got = list(answers), []
-
-    def post(self, url: str, json: Any, headers: Any) -> Any:
-        import httpx
-
-        answer = self.answers.pop(0) if self.answers else 200
-        if isinstance(answer, Exception):
-            raise answer
-        self.got.append((json, headers))
-        return httpx.Response(answer)
-
-    def close(self) -> None:
-        pass
-
-
-def test_alarms_wait_for_their_receiver(tmp_path: Path) -> None:
-    """Down, failing, and well again; a restart in between."""
-    import httpx
-
-    path = tmp_path / "news.jsonl"
-    path.write_text("".join(headlines(1200, bad_after=1000)))
-    app = monitor(tmp_path)
-    app.sender = Sender(app.store, "http://127.0.0.1:9/", Receiver())  # type: ignore[arg-type]
-    follow(app, path)
-    waiting = len(app.store.newest_alarms())
-    assert waiting
-    down = Receiver(*[httpx.ConnectError("refused")] * waiting)
-    sender = Sender(app.store, "http://x/", down)
-    assert sender.send_due(now=1000.0) == 0
-    assert sender.send_due(now=1000.5) == 0  # not due yet
-    app.stop()
-    app = monitor(tmp_path)
-    failing = Receiver(*[503] * waiting)
-    sender = Sender(app.store, "http://x/", failing)
-    assert sender.send_due(now=1000.0 + wait(0)) == 0
-    well = Receiver()
-    sender = Sender(app.store, "http://x/", well)
-    assert sender.send_due(now=5000.0) == waiting
-    assert sender.send_due(now=1e9) == 0
-    assert {body["id"] for body, _ in well.got} == {alarm.id for alarm in app.store.newest_alarms()}
-    assert all(headers["Idempotency-Key"] == f"alarm-{body['id']}" for body, headers in well.got)
-    assert "surge of negatives" in well.got[0][0]["text"]
-    app.stop()
-    assert [wait(tries) for tries in (0, 3, 50)] == [11.0, 18.0, 300.0]
-
-
-def test_the_sender_works_beside(tmp_path: Path) -> None:
-    app = monitor(tmp_path)
-    receiver = Receiver(500)
-    sender = Sender(app.store, "http://x/", receiver, poll_s=0.01)
-    sender.start()
-    sender.stop()
-    app.stop()
 
 
 KILLED = """
