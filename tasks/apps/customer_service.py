@@ -143,25 +143,35 @@ class CustomerService(App):
         np.save(folder / _KNOWN, known.astype(np.float16))
         names = task.target.label_texts(data["train"])
         write_text(folder / _TRAIN, as_csv(list(zip(texts["train"], names, strict=True)), self._columns))
-        passages = self._build_knowledge(folder / _KNOWLEDGE, encoder, judged)
-        strange: tuple[Any, ...] = ()
+        strange = None
         if settings.out_of_scope is not None:
             others = _strange(settings.out_of_scope)
             strange = self._logits(others), nearness(encoder(others), known)
         rows = data["validation"]
-        labels = np.asarray(task.indexer(rows)(rows[task.settings.label]))
-        logits, near = self._logits(texts["validation"]), nearness(judged, known)
-        scope = Scope.fit(logits, labels, near, *strange, passages=passages, keep=settings.keep)
+        scope = Scope.fit(
+            self._logits(texts["validation"]),
+            np.asarray(task.indexer(rows)(rows[task.settings.label])),
+            nearness(judged, known),
+            strange=strange,
+            pages=self._build_knowledge(folder / _KNOWLEDGE, encoder, judged),
+            keep=settings.keep,
+        )
         write_json(folder / _SCOPE, scope.plain())
 
-    def _build_knowledge(self, folder: Path, encoder: Encoder, judged: np.ndarray) -> np.ndarray | None:
-        """Write the knowledge base, if there is to be one; the cosine of each of ``judged`` and its nearest passage."""
+    def _build_knowledge(self, folder: Path, encoder: Encoder, judged: np.ndarray) -> tuple[Any, Any] | None:
+        """Write the knowledge base, if there is to be one.
+
+        Returns:
+            logits of what it is about, and the cosine of each of ``judged`` and the passage nearest to it.
+        """
         settings = self.settings
         if settings.knowledge is None:
             return None
         columns = {name: getattr(settings, f"knowledge_{name}") for name in ("text", "title", "source")}
         KnowledgeBase.build(settings.knowledge, folder, encoder, **columns)
-        return np.array([found[0].similarity for found in KnowledgeBase(folder, encoder).search(judged, 1)])
+        base = KnowledgeBase(folder, encoder)
+        nearest = [found[0].similarity for found in base.search(judged, 1)]
+        return self._logits(base.topics()), np.array(nearest)
 
     def start(self) -> None:
         try:

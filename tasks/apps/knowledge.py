@@ -17,6 +17,9 @@ from hf_efficient.tasks.apps.encoder import Encoder
 PASSAGE_WORDS = 100
 """Words of a passage, about: whole sentences."""
 
+TOPICS = 1000
+"""Passages of which a topic is told."""
+
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|(?<=[\u3002\uff01\uff1f])\s*(?=\S)|\n+")
 _ROWS, _INDEX, _VECTORS = "passages", "passages.faiss", "vectors"
 
@@ -111,6 +114,12 @@ class KnowledgeBase:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def topics(self) -> list[str]:
+        """What it is about: titles, or first sentences where there are none; `TOPICS` of them at most."""
+        rows = self._rows[:TOPICS]
+        named = zip(rows["title"], rows["text"], strict=True)
+        return list(dict.fromkeys(title or sentences(text)[0] for title, text in named))
 
     def search(self, vectors: np.ndarray, count: int) -> list[list[Passage]]:
         """For each of ``vectors`` (questions, width) the nearest passages, the most similar first."""

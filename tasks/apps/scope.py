@@ -49,12 +49,12 @@ def nearness(vectors: Array, known: Array) -> Array:
 class Scope:
     """What was learnt from validation data.
 
-    A message whose `energy` is at least ``sure`` is one that the classifier knows; of any other it is asked how near
+    A message whose `energy` is above ``sure`` is one that the classifier knows; of any other it is asked how near
     its vector is to those of known messages. So most need no vector.
 
     Attributes:
         temperature: of the probabilities.
-        sure: energy from which on no vector is needed.
+        sure: energy above which no vector is needed.
         near: `nearness` from which on the others are known.
         margin: by how much more similar than `nearness` a passage must be for a message to be about that.
     """
@@ -70,27 +70,31 @@ class Scope:
         logits: Array,
         labels: Array,
         near: Array,
-        strange_logits: Array | None = None,
-        strange_near: Array | None = None,
         *,
-        passages: Array | None = None,
+        strange: tuple[Array, Array] | None = None,
+        pages: tuple[Array, Array] | None = None,
         keep: float = 0.95,
     ) -> "Scope":
-        """From messages of validation, and strange ones where some are known.
+        """From messages of validation, and whatever is known of others.
 
         Args:
             logits, labels, near: of known messages: shape (messages, classes), (messages,), and their `nearness`.
-            strange_logits, strange_near: of messages that are none of the classifier's.
-            passages: cosine of each known message and the passage nearest to it.
+            strange: logits and `nearness` of messages that are none of the classifier's.
+            pages: logits of what a knowledge base is about, and the cosine of each known message and the passage
+                nearest to it.
             keep: share of the known messages that must be taken for such; where strange ones are given, the bound at
                 which most of both are taken for what they are decides instead.
         """
-        scale, told = temperature(logits, labels), energy(logits)
-        margin = 0.0 if passages is None else float(np.quantile(passages - near, keep))
-        if strange_logits is None or strange_near is None:
-            return cls(scale, float(np.median(told)), float(np.quantile(near, 1 - keep)), margin)
-        sure = float(max(np.quantile(energy(strange_logits), keep), np.median(told)))
-        return cls(scale, sure, best_bound(near, strange_near), margin)
+        others = [given[0] for given in (strange, pages) if given is not None]
+        sure = max(
+            float(np.median(energy(logits))), *(float(np.quantile(energy(other), keep)) for other in others), -np.inf
+        )
+        return cls(
+            temperature=temperature(logits, labels),
+            sure=sure,
+            near=float(np.quantile(near, 1 - keep)) if strange is None else best_bound(near, strange[1]),
+            margin=0.0 if pages is None else float(np.quantile(pages[1] - near, keep)),
+        )
 
     def confidence(self, logits: Array) -> Array:
         """Calibrated probabilities; shape as of ``logits``."""
@@ -98,7 +102,7 @@ class Scope:
 
     def is_sure(self, logits: Array) -> Array:
         """Which messages are known without a look at their vectors; shape (messages,)."""
-        return energy(logits) >= self.sure
+        return energy(logits) > self.sure
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
