@@ -55,7 +55,9 @@ def build_page(app: App, ask: Ask) -> Any:
         with gr.Row():
             more = gr.Button(app.text("take"))
             anew = gr.Button(app.text("anew"))
-        table = gr.Dataframe(label=app.text("taken"), headers=["item"], datatype="str", interactive=False, wrap=True)
+        table = gr.Dataframe(
+            label=app.text("taken"), headers=["item"], datatype="str", interactive=False, wrap=True, elem_id="taken"
+        )
         gr.on([button.click, user.submit, wish.submit], recommend, [user, wish, taken], [found, shown, table])
         more.click(take, [user, wish, taken, found, shown], [taken, found, shown, table])
         anew.click(

@@ -186,11 +186,9 @@ def test_choices_of_the_request(app: ItemRecommendation) -> None:
             RecommendationRequest(**wrong)
 
 
-def test_what_was_taken_may_be_ranked_again(tmp_path: Path) -> None:
-    made = prepared(tmp_path, again=True)
-    made.start()
-    assert ask(made, user="u1", count=100)["candidates"] == 21
-    made.stop()
+def test_what_was_taken_may_be_ranked_again(app: ItemRecommendation) -> None:
+    app.settings = app.settings.model_copy(update={"again": True})
+    assert ask(app, user="u1", count=100)["candidates"] == 21
 
 
 # While serving
