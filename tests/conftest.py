@@ -22,6 +22,8 @@ import transformers
 if TYPE_CHECKING:
     from hf_efficient.export import ExportResult
 
+pytest_plugins = ["tests.encoders"]
+
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 

@@ -29,14 +29,12 @@ class EntityMarking(App):
     words = {
         "en": {
             "text": "Text",
-            "file": "Open a text file",
             "ask": "Mark entities",
             "marked": "Marked text",
             "table": "Entities by tag",
         },
         "zh-CN": {
             "text": "文本",
-            "file": "打开文本文件",
             "ask": "标注实体",
             "marked": "标注结果",
             "table": "各类实体",
@@ -57,9 +55,8 @@ class EntityMarking(App):
 
         with gr.Blocks(title="hf_efficient") as page:
             text = gr.Textbox(label=self.text("text"), lines=5, max_lines=15, autofocus=True)
-            with gr.Row():
-                file = gr.UploadButton(self.text("file"))
-                button = gr.Button(self.text("ask"), variant="primary")
+            file = gr.File(show_label=False, file_types=["text"], height=90)  # says itself what it is for
+            button = gr.Button(self.text("ask"), variant="primary")
             marked = gr.HighlightedText(label=self.text("marked"), show_legend=True)
             table = gr.Dataframe(
                 label=self.text("table"),

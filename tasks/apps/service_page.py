@@ -1,5 +1,6 @@
 """The page of customer service: a conversation, and what it is worth."""
 
+import html
 from typing import TYPE_CHECKING, Any
 
 from hf_efficient.app import Ask
@@ -40,7 +41,7 @@ def service_page(app: "CustomerService", ask: Ask) -> Any:
 
     def send(text: str, shown: list[Any], state: dict[str, Any]) -> tuple[Any, ...]:
         answer = asked(ask, {"text": text or "", "conversation": state.get("conversation")})
-        said = [*shown, {"role": "user", "content": text}, {"role": "assistant", "content": written(answer)}]
+        said = [*shown, _bubble("user", text), _bubble("assistant", written(answer))]
         rated = gr.update(interactive=True)
         return "", said, {"conversation": answer["conversation"], "message": answer["message"]}, rated, rated
 
@@ -75,6 +76,11 @@ def service_page(app: "CustomerService", ask: Ask) -> Any:
         off = gr.update(interactive=False)
         anew.click(lambda: ([], {}, off, off), None, [chat, state, yes, no])
     return page
+
+
+def _bubble(role: str, text: str) -> dict[str, str]:
+    """A message of the chat, which takes some markup for markup even where it renders none."""
+    return {"role": role, "content": html.escape(text, quote=False)}
 
 
 def written(answer: Any) -> str:

@@ -16,6 +16,7 @@ from hf_efficient.service.metrics import Metrics
 from hf_efficient.tasks.apps.customer_service import read_answers
 from tests.runs import LABELS, TEXTS, text_data, text_run
 from tests.runs import made_app as made
+from tests.service.pages import browser, fits, opened, served_page
 
 ANSWERS = {"card": "We send you a new card.", "pay": "Pay in the app."}
 PAGES = [
@@ -40,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, quick_export: None) -> Path:
         "knowledge_source": "source",
         "out_of_scope": str(folder / "strange.csv"),
     }
-    return text_run(folder, app)
+    return text_run(folder, app, steps=12)  # else its logits are all alike
 
 
 @pytest.fixture
@@ -168,3 +169,20 @@ def test_what_was_not_prepared_cannot_serve(run: Path, tmp_path: Path) -> None:
         open_app(folder, ServiceSettings(), overrides),
     ):
         pass
+
+
+@pytest.mark.parametrize(("locale", "width", "helped"), [("en-US", 1100, "That helped"), ("zh-CN", 360, "有帮助")])
+def test_a_conversation_on_its_page(locale: str, width: int, helped: str, run: Path, tmp_path: Path) -> None:
+    markup = "<img src=x onerror=alert(1)> sing me a song of giraffes and cheese"
+    database = f"sqlite:///{tmp_path / 'kept.sqlite'}"
+    with browser() as chromium, served_page(run, f"app.database={database}") as url:
+        with opened(chromium, url, locale=locale, width=width) as page:
+            for text, answer in (("my card is lost", ANSWERS["card"]), (markup, "Let me pass you on")):
+                page.locator("textarea").first.fill(text)
+                page.keyboard.press("Enter")
+                page.get_by_text(answer).wait_for()
+            assert page.locator("img[src=x]").count() == 0
+            assert page.get_by_text("onerror=alert(1)").count() == 1
+            page.get_by_role("button", name=helped, exact=True).click()
+            page.locator("button:disabled", has_text=helped).first.wait_for()
+            assert fits(page)

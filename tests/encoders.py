@@ -1,4 +1,4 @@
-"""An encoder exported once for all tests of apps: tracing it takes seconds."""
+"""Fixtures with an encoder exported once for all tests of apps: tracing it takes seconds."""
 
 import shutil
 from pathlib import Path
