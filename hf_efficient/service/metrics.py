@@ -1,6 +1,7 @@
 """What a service counts, in the format of Prometheus."""
 
 from collections.abc import Callable
+from typing import Any
 
 from hf_efficient.errors import MissingDependencyError
 
@@ -24,7 +25,7 @@ class Metrics:
         except ImportError as error:
             raise MissingDependencyError("serving", "prometheus-client", "apps") from error
         self._registry = CollectorRegistry()
-        common = {"namespace": "hf_efficient", "registry": self._registry}
+        common: dict[str, Any] = {"namespace": "hf_efficient", "registry": self._registry}
         self._requests = Counter("requests", "Requests by HTTP status", ["status"], **common)
         self._seconds = Histogram("request_seconds", "Seconds from request to answer", buckets=SECONDS, **common)
         self._sizes = Histogram("batch_size", "Requests answered at once", buckets=SIZES, **common)

@@ -175,14 +175,17 @@ def test_what_was_not_prepared_cannot_serve(run: Path, tmp_path: Path) -> None:
 def test_a_conversation_on_its_page(locale: str, width: int, helped: str, run: Path, tmp_path: Path) -> None:
     markup = "<img src=x onerror=alert(1)> sing me a song of giraffes and cheese"
     database = f"sqlite:///{tmp_path / 'kept.sqlite'}"
-    with browser() as chromium, served_page(run, f"app.database={database}") as url:
-        with opened(chromium, url, locale=locale, width=width) as page:
-            for text, answer in (("my card is lost", ANSWERS["card"]), (markup, "Let me pass you on")):
-                page.locator("textarea").first.fill(text)
-                page.keyboard.press("Enter")
-                page.get_by_text(answer).wait_for()
-            assert page.locator("img[src=x]").count() == 0
-            assert page.get_by_text("onerror=alert(1)").count() == 1
-            page.get_by_role("button", name=helped, exact=True).click()
-            page.locator("button:disabled", has_text=helped).first.wait_for()
-            assert fits(page)
+    with (
+        browser() as chromium,
+        served_page(run, f"app.database={database}") as url,
+        opened(chromium, url, locale=locale, width=width) as page,
+    ):
+        for text, answer in (("my card is lost", ANSWERS["card"]), (markup, "Let me pass you on")):
+            page.locator("textarea").first.fill(text)
+            page.keyboard.press("Enter")
+            page.get_by_text(answer).wait_for()
+        assert page.locator("img[src=x]").count() == 0
+        assert page.get_by_text("onerror=alert(1)").count() == 1
+        page.get_by_role("button", name=helped, exact=True).click()
+        page.locator("button:disabled", has_text=helped).first.wait_for()
+        assert fits(page)
