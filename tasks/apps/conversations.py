@@ -4,16 +4,14 @@ import csv
 import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from hf_efficient.errors import ConfigError, MissingDependencyError, RequestError
+from hf_efficient.errors import RequestError
+from hf_efficient.tasks.apps.database import opened, sqlalchemy
 
 HANDOVER = "handover"
 """Kind of an answer that a person has to give."""
-
-_WAIT_MS = 10_000  # of SQLite for another process that writes
 
 
 class Conversations:
@@ -31,11 +29,7 @@ class Conversations:
     """
 
     def __init__(self, url: str):
-        try:
-            import sqlalchemy as sa
-        except ImportError as error:
-            raise MissingDependencyError("keeping conversations", "sqlalchemy", "apps") from error
-        self._sa = sa
+        self._sa = sa = sqlalchemy("keeping conversations")
         tables = sa.MetaData()
         self._messages = sa.Table(
             "messages",
@@ -58,19 +52,7 @@ class Conversations:
             sa.Column("helpful", sa.Boolean, nullable=False),
             sa.Column("intent", sa.String(200)),
         )
-        try:
-            self._engine = sa.create_engine(url)
-            if self._engine.dialect.name == "sqlite":
-                sa.event.listen(self._engine, "connect", _set_up_sqlite)
-                if self._engine.url.database:
-                    Path(self._engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-            tables.create_all(self._engine)
-        except (sa.exc.SQLAlchemyError, ImportError, OSError) as error:
-            words = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"app.database '{url}' cannot be opened ({words}); give a URL of SQLAlchemy, such as "
-                "sqlite:///conversations.sqlite, of a database that is there and may be written"
-            ) from None
+        self._engine = opened(url, tables)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -165,11 +147,3 @@ def as_csv(rows: Sequence[tuple[str, str]], columns: tuple[str, str]) -> str:
 def _only(intents: Sequence[dict[str, Any]]) -> str | None:
     """The intent, if it is one: a message of several teaches none of them."""
     return intents[0]["intent"] if len(intents) == 1 else None
-
-
-def _set_up_sqlite(connection: Any, record: Any) -> None:
-    """Readers beside a writer, and a commit that outlasts a killed process without waiting for the disk."""
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={_WAIT_MS}"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()

@@ -38,7 +38,7 @@ def opened(url: str, tables: Any) -> Any:
     except (sa.exc.SQLAlchemyError, ImportError, OSError) as error:
         words = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"app.database: it cannot be opened ({words}); give a URL of SQLAlchemy, such as sqlite:///taken.sqlite, "
+            f"app.database: it cannot be opened ({words}); give a URL of SQLAlchemy, such as sqlite:///kept.sqlite, "
             "of a database that is there and may be written"
         ) from None
     return engine
@@ -47,6 +47,6 @@ def opened(url: str, tables: Any) -> Any:
 def _set_up_sqlite(connection: Any, record: Any) -> None:
     """Readers beside a writer, and a commit that outlasts a killed process without waiting for the disk."""
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", f"busy_timeout={_WAIT_MS}"):
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={_WAIT_MS}"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
