@@ -100,7 +100,7 @@ def test_extra_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in (*bundled(), "text-classification", "precision", "structured_pruning"):
+    for name in (*bundled(), "text-classification", "precision", "structured_pruning", "finance-monitor"):
         assert name in printed
 
 
