@@ -53,7 +53,7 @@ def monitor_page(app: "FinanceMonitor", ask: Ask) -> Any:
 
         shares = app.shares()
         tables = (_table(shares[kind], app.predictor.labels) for kind in ("topics", "entities"))
-        return now, Image.open(io.BytesIO(app.picture(title=" "))), alarm_rows(app), *tables
+        return now, Image.open(io.BytesIO(app.picture(title=" \n "))), alarm_rows(app), *tables
 
     def tell(text: str) -> tuple[Any, str, str]:
         answer = asked(ask, {"text": text, "keep": False})
