@@ -39,7 +39,7 @@ def address(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     batcher = Batcher(app.answer)
     api = build_api(app, batcher, Metrics(lambda: 0))
     assert mount_page(api, app, batcher)
-    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
