@@ -15,7 +15,7 @@ class Words:
     """A `Predictor` that knows the words bad and good."""
 
     labels = LABELS
-    task = SimpleNamespace(name="text-classification")
+    task = SimpleNamespace(name="text-classification", label_names=LABELS)
     runtime = SimpleNamespace(name="words")
 
     def answers(self, texts: Sequence[str]) -> list[dict[str, Any]]:

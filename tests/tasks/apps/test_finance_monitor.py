@@ -79,7 +79,7 @@ def test_a_text_of_nothing_but_nulls(app: FinanceMonitor) -> None:
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no label 'bad'; take one of negative, neutral, positive"):
+    with pytest.raises(ConfigError, match=r"app\.negative: .*'bad'.*negative, neutral, positive"):
         monitor(tmp_path, negative="bad")
     for block, said in (
         ({"false_alarm_every": 10}, "greater than or equal to 1000"),
@@ -97,9 +97,8 @@ def test_what_a_run_prepares(tmp_path: Path) -> None:
     made = FinanceMonitor(MonitorSettings(), Words(), tmp_path)  # type: ignore[arg-type]
     made.prepare(DatasetDict(), tmp_path / "app")
     assert not (tmp_path / "app").exists()  # without topics to tell, nothing is needed
-    wrong = FinanceMonitor(MonitorSettings(negative="bad"), Words(), tmp_path)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="no label 'bad'"):  # when the run ends, not when it serves
-        wrong.prepare(DatasetDict(), tmp_path / "app")
+    with pytest.raises(ConfigError, match=r"app\.negative: "):  # before anything is trained
+        FinanceMonitor.check(MonitorSettings(negative="bad"), Words.task, DatasetDict())
 
 
 def test_a_surge_gives_alarm_once(app: FinanceMonitor, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
