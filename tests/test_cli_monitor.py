@@ -31,7 +31,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def finished(folder: Path, **more: Any) -> Path:
-    (folder / "final").mkdir(parents=True)
+    for name in ("final", "app"):
+        (folder / name).mkdir(parents=True)
     (folder / "run.json").write_text("{}")
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "stages": {"a": {}}, **more}))
     return folder
