@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from hf_efficient.errors import ConfigError, unknown
+from hf_efficient.files import atomic_folder
 from hf_efficient.settings import parse
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ class Request(BaseModel):
 class App(ABC):
     """What serves a finished run. Used in this order::
 
+        CustomerService.check(settings, task, data)   before anything is trained: refuse what cannot work
         app = CustomerService(settings, predictor, run)
-        app.prepare(data, folder)       once, when the run ends: what must be learnt from data, written to <run>/app
+        prepare_app(app, data)          once, when the run ends: what must be learnt from data, written to <run>/app
         app.start()                     before the first request: read what was prepared, open what is open
         app.answer([request, ...])      batch by batch, always on the same thread
         app.stop()
@@ -82,6 +84,19 @@ class App(ABC):
     def __init__(self, settings: AppSettings, predictor: "Predictor", run: str | Path):
         self.settings, self.predictor = settings, predictor
         self.prepared, self.state = Path(run) / "app", Path(run) / "served"
+
+    @classmethod
+    def check(cls, settings: Any, task: Any, data: "DatasetDict") -> None:
+        """Refuse what `prepare` could not work with, such as files that are not there.
+
+        Args:
+            settings: an instance of `settings_class`.
+            task: that of the run, with its labels known.
+
+        Raises:
+            ConfigError, DataError: settings or data that do not fit.
+            MissingDependencyError: a package that serving takes is not installed.
+        """
 
     def prepare(self, data: "DatasetDict", folder: Path) -> None:
         """Write to ``folder`` what serving needs and only data can tell, such as thresholds and indices.
@@ -164,3 +179,9 @@ def parse_app(block: Mapping[str, Any], task: str) -> tuple[type[App], AppSettin
     if task not in cls.tasks:
         raise ConfigError(f"app.name: '{cls.name}' serves {' and '.join(cls.tasks)}, and the recipe's task is {task}")
     return cls, parse(cls.settings_class, values, "app")
+
+
+def prepare_app(app: App, data: "DatasetDict") -> None:
+    """Let ``app`` write what it learns from ``data`` to its folder, whole or not at all."""
+    with atomic_folder(app.prepared) as folder:
+        app.prepare(data, folder)

@@ -15,8 +15,9 @@ Layout of `runs/<recipe>/<time>/`::
 import contextlib
 import itertools
 import json
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -30,12 +31,12 @@ from transformers import EvalPrediction, set_seed
 
 from hf_efficient import __version__
 from hf_efficient.accounting import account, starved, training_figures
-from hf_efficient.app import parse_app
+from hf_efficient.app import parse_app, prepare_app
 from hf_efficient.before_after import plain_metrics
 from hf_efficient.candidates import require_choice
 from hf_efficient.card import write_card
 from hf_efficient.data import load
-from hf_efficient.errors import ConfigError, ExportError
+from hf_efficient.errors import ConfigError, ExportError, MissingDependencyError
 from hf_efficient.example_cache import FOLDER as EXAMPLE_CACHE
 from hf_efficient.export import ExportResult
 from hf_efficient.exported import exported_pipeline, pipeline_of
@@ -55,6 +56,8 @@ from hf_efficient.settings import parse
 from hf_efficient.task import get_task
 from hf_efficient.tuning import Tuning
 from hf_efficient.wording import details
+
+logger = logging.getLogger(__name__)
 
 EXPORTED = "exported"
 FINISHED, RUNNING = "finished", "running"
@@ -191,6 +194,10 @@ class _Job(Outcome):
             where = f"stages.{name}"
             plan = Plan(build_optimizations(stage.optimizations, f"{where}.optimizations"))
             plan.check(Context(args=job.arguments(name, Path("runs")), model=model, processor=processor))
+        if recipe.app is not None:
+            app, app_settings = parse_app(recipe.app, recipe.task)
+            with _told_where_missing(app.name):
+                app.check(app_settings, task, data)
         if recipe.export is not None:
             require_choice(recipe.export.format, recipe.export.quantize)
             pipeline_of(type(model).__name__)
@@ -338,9 +345,17 @@ class _Job(Outcome):
         if self.recipe.app is None:
             return
         cls, settings = parse_app(self.recipe.app, self.recipe.task)
-        app = cls(settings, Predictor.load(folder), folder)
-        with atomic_folder(app.prepared) as path:
-            app.prepare(self.data, path)
+        with _told_where_missing(cls.name):
+            prepare_app(cls(settings, Predictor.load(folder), folder), self.data)
+
+
+@contextlib.contextmanager
+def _told_where_missing(app: str) -> Iterator[None]:
+    """A run without the packages that serve it is worth something all the same."""
+    try:
+        yield
+    except MissingDependencyError as error:
+        logger.warning("the app '%s' is not prepared: %s. `hf-efficient serve` will then prepare it", app, error)
 
 
 def _write_files(files: dict[str, str | bytes], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ipaddress
+import logging
 import os
 import secrets
 import signal
@@ -10,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_efficient.app import App, default_app, parse_app
-from hf_efficient.errors import ConfigError, MissingDependencyError
+from hf_efficient.app import App, default_app, parse_app, prepare_app
+from hf_efficient.data import load
+from hf_efficient.errors import ConfigError, DataError, MissingDependencyError
 from hf_efficient.predictor import Predictor, newest_finished
 from hf_efficient.recipe import Recipe, set_value
+
+logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "HF_EFFICIENT_TOKEN"
 STOP_SECONDS = 30
@@ -83,11 +87,33 @@ def open_app(run: str | Path, settings: ServiceSettings, overrides: Sequence[str
         raise ConfigError(f"only app.key=value goes here, got {' '.join(overrides)}")
     cls, parsed = parse_app(values["app"], recipe.task)
     app = cls(parsed, Predictor.load(folder, model=settings.model, threads=settings.threads), folder)
+    if cls.prepare is not App.prepare and not app.prepared.is_dir():
+        _prepare(app, recipe)
     app.start()
     try:
         yield app
     finally:
         app.stop()
+
+
+def _prepare(app: App, recipe: Recipe) -> None:
+    """What a run leaves undone that named another app, or none, or lacked packages.
+
+    Raises:
+        ConfigError: the data of the run is not there any more.
+        DataError, ConfigError: settings of the app that do not fit.
+    """
+    task = app.predictor.task
+    try:
+        data = load(task.settings, seed=recipe.seed)
+    except DataError as error:
+        raise ConfigError(
+            f"{app.prepared} is not there, and to prepare the app '{app.name}' takes the data of the run: {error}; run "
+            f"the recipe again with app: {{name: {app.name}, ...}}"
+        ) from None
+    logger.info("preparing the app '%s', once", app.name)
+    type(app).check(app.settings, task, data)
+    prepare_app(app, data)
 
 
 def serve(

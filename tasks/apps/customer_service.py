@@ -25,7 +25,7 @@ from hf_efficient.files import write_json, write_text
 from hf_efficient.reading import read_file
 from hf_efficient.tasks.apps.conversations import HANDOVER, Conversations, as_csv, new_id
 from hf_efficient.tasks.apps.encoder import Encoder
-from hf_efficient.tasks.apps.knowledge import KnowledgeBase, Passage, sentences
+from hf_efficient.tasks.apps.knowledge import KnowledgeBase, Passage, require_faiss, sentences
 from hf_efficient.tasks.apps.requests import Message
 from hf_efficient.tasks.apps.scope import Scope, nearness
 from hf_efficient.tasks.apps.service_page import WORDS, service_page
@@ -133,6 +133,15 @@ class CustomerService(App):
 
     settings: CustomerServiceSettings
 
+    @classmethod
+    def check(cls, settings: CustomerServiceSettings, task: Any, data: DatasetDict) -> None:
+        read_answers(settings.answers, task.label_names)
+        if settings.out_of_scope is not None:
+            _strange(settings.out_of_scope)
+        if settings.knowledge is not None:
+            KnowledgeBase.documents(settings.knowledge, **_columns(settings))
+            require_faiss()
+
     def prepare(self, data: DatasetDict, folder: Path) -> None:
         task, settings = self.predictor.task, self.settings
         write_json(folder / _ANSWERS, read_answers(settings.answers, self.predictor.labels))
@@ -167,8 +176,7 @@ class CustomerService(App):
         settings = self.settings
         if settings.knowledge is None:
             return None
-        columns = {name: getattr(settings, f"knowledge_{name}") for name in ("text", "title", "source")}
-        KnowledgeBase.build(settings.knowledge, folder, encoder, **columns)
+        KnowledgeBase.build(settings.knowledge, folder, encoder, **_columns(settings))
         base = KnowledgeBase(folder, encoder)
         nearest = [found[0].similarity for found in base.search(judged, 1)]
         return self._logits(base.topics()), np.array(nearest)
@@ -331,6 +339,11 @@ def read_answers(source: str, labels: Sequence[str]) -> dict[str, str]:
     for name in set(found) - set(labels):
         raise DataError(f"app.answers: {path}: {unknown('intent', name, labels)}")
     return found
+
+
+def _columns(settings: CustomerServiceSettings) -> dict[str, Any]:
+    """Of the knowledge base."""
+    return {name: getattr(settings, f"knowledge_{name}") for name in ("text", "title", "source")}
 
 
 def _strange(source: str) -> list[str]:

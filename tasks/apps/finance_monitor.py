@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from hf_efficient.app import App, AppSettings, Ask, Request
-from hf_efficient.errors import ConfigError, RequestError
+from hf_efficient.errors import ConfigError, RequestError, unknown
 from hf_efficient.tasks.apps.alarms import Sender
 from hf_efficient.tasks.apps.monitor_page import WORDS, monitor_page
 from hf_efficient.tasks.apps.monitor_store import Marked, Store, sqlite_url
@@ -111,20 +111,17 @@ class FinanceMonitor(App):
 
     settings: MonitorSettings
 
+    @classmethod
+    def check(cls, settings: MonitorSettings, task: Any, data: Any) -> None:
+        if settings.negative not in task.label_names:
+            raise ConfigError(f"app.negative: {unknown('label', settings.negative, task.label_names)}")
+
     def prepare(self, data: "DatasetDict", folder: Path) -> None:
         """Export the encoder that tells topics."""
-        self._check()
         export_encoder(self.settings.topics, folder)
 
-    def _check(self) -> None:
-        labels = self.predictor.labels
-        if self.settings.negative not in labels:
-            raise ConfigError(
-                f"app.negative: the model knows no label '{self.settings.negative}'; take one of {', '.join(labels)}"
-            )
-
     def start(self) -> None:
-        self._check()
+        self.check(self.settings, self.predictor.task, None)
         self.topics = Topics(self.settings.topics, self.prepared)
         self.entities = Entities(self.settings.entities)
         url = self.settings.database

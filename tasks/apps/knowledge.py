@@ -77,10 +77,8 @@ class KnowledgeBase:
         self._encoder = encoder
 
     @staticmethod
-    def build(
-        file: str | Path, folder: Path, encoder: Encoder, *, text: str, title: str | None, source: str | None
-    ) -> None:
-        """Embed the passages of ``file`` and write them to ``folder``.
+    def documents(file: str | Path, *, text: str, title: str | None, source: str | None) -> Dataset:
+        """The rows of ``file``.
 
         Args:
             file: a path, or ``sample:<name>/<file>``.
@@ -88,14 +86,26 @@ class KnowledgeBase:
 
         Raises:
             DataError: a file that cannot be read, or lacks a column.
-            MissingDependencyError: FAISS is not installed.
         """
-        require_faiss()
         rows = read_file(named_file(str(file), "app.knowledge"))
         check_columns(rows, [text], f"app.knowledge '{file}'")
         for column in filter(None, (title, source)):
             if column not in rows.column_names:
                 raise DataError(f"app.knowledge '{file}': {unknown('column', column, rows.column_names)}")
+        return rows
+
+    @staticmethod
+    def build(
+        file: str | Path, folder: Path, encoder: Encoder, *, text: str, title: str | None, source: str | None
+    ) -> None:
+        """Embed the passages of `documents` and write them to ``folder``.
+
+        Raises:
+            DataError: as for `documents`.
+            MissingDependencyError: FAISS is not installed.
+        """
+        require_faiss()
+        rows = KnowledgeBase.documents(file, text=text, title=title, source=source)
         made: dict[str, list[Any]] = {name: [] for name in ("text", "title", "source", "document")}
         for number, row in enumerate(rows):
             for piece in passages(str(row[text])):

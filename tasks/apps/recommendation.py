@@ -149,11 +149,14 @@ class ItemRecommendation(App):
     settings: RecommendationSettings
     market: Market
 
+    @classmethod
+    def check(cls, settings: RecommendationSettings, task: Any, data: Any) -> None:
+        _read(settings)
+
     def prepare(self, data: Any, folder: Path) -> None:
         """Embed the catalogue, and learn to rank from the log."""
         settings = self.settings
-        items = read_catalogue(settings.catalogue, settings.columns)
-        log = known_only(read_log(settings.log, settings.columns), items, settings.log)
+        items, log = _read(settings)
         runtime = export_encoder(self.predictor, folder / ENCODER)
         vectors = self._embed_items(embedder(self.predictor, folder / ENCODER), list(items.values()))
         half_life, since = half_life_of(log, settings.half_life_days), cutoff(log, settings.newest)
@@ -280,6 +283,12 @@ class ItemRecommendation(App):
 
     def _prefixed(self, text: str, side: str) -> str:
         return getattr(self.predictor.task.settings, f"{side}_prefix") + text
+
+
+def _read(settings: RecommendationSettings) -> tuple[dict[str, Item], list[Interaction]]:
+    """Catalogue, and the part of the log that is about it."""
+    items = read_catalogue(settings.catalogue, settings.columns)
+    return items, known_only(read_log(settings.log, settings.columns), items, settings.log)
 
 
 def _check_known(items: Sequence[str], known: Container[str], where: str) -> None:

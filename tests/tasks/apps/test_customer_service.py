@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from hf_efficient import ConfigError, DataError
+from hf_efficient import ConfigError, DataError, Recipe
+from hf_efficient.run import run as start
 from hf_efficient.service import Batcher, ServiceSettings, open_app
 from hf_efficient.service.api import build_api
 from hf_efficient.service.metrics import Metrics
@@ -161,14 +162,28 @@ def test_bad_answers(tmp_path: Path) -> None:
         assert said in str(caught.value)
 
 
-def test_what_was_not_prepared_cannot_serve(run: Path, tmp_path: Path) -> None:
-    folder = text_run(tmp_path / "run", steps=1)
+def test_what_was_not_prepared_is_when_it_is_served(run: Path, tmp_path: Path) -> None:
+    """A run of a recipe that named no app; without its data it says so."""
+    csv_file = tmp_path / "train.csv"
+    text_data()["train"].to_csv(str(csv_file))
     overrides = ["app.name=customer-service", f"app.answers={run / 'answers.json'}"]
-    with (
-        pytest.raises(ConfigError, match="run the recipe with its app"),
-        open_app(folder, ServiceSettings(), overrides),
-    ):
+    folder = text_run(tmp_path / "run", train=str(csv_file))
+    with open_app(folder, ServiceSettings(), overrides) as app:
+        assert app.answer([app.request_class(text="my card is lost")])[0]["kind"] == "answer"
+    lost = text_run(tmp_path / "lost", steps=1)
+    said = r"takes the data of the run: .*none\.csv.*run the recipe again"
+    with pytest.raises(ConfigError, match=said), open_app(lost, ServiceSettings(), overrides):
         pass
+
+
+def test_bad_settings_are_refused_before_the_training(run: Path, tmp_path: Path) -> None:
+    """And leave nothing."""
+    recipe = Recipe.load("customer-service", ["app.knowledge=none.jsonl", "app.confidence=0.7"])
+    with pytest.raises(DataError, match=r"app\.knowledge: no file none\.jsonl"):
+        start(recipe, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ConfigError, match="unknown key 'confidense'; did you mean 'confidence'"):
+        Recipe.load("customer-service", ["app.confidense=0.7"])
 
 
 @pytest.mark.parametrize(("locale", "width", "helped"), [("en-US", 1100, "That helped"), ("zh-CN", 360, "有帮助")])
