@@ -78,6 +78,9 @@ class App(ABC):
     body_bytes: ClassVar[int | None] = None
     """Most bytes that a request may hold over HTTP; None for what is usual."""
 
+    needs_data: ClassVar[bool] = True
+    """Whether `prepare` reads data; else `start` makes up for what was not prepared."""
+
     words: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """Texts of the page: language ("en", "zh-CN") -> name of a text -> the text."""
 

@@ -260,8 +260,8 @@ class CustomerService(App):
         near = [passage for passage in whole.passages if passage.similarity >= self.settings.similarity]
         if self.knowledge is None or not near:
             return {"kind": HANDOVER, "text": self.settings.handover, "intents": [], "sources": []}
-        text = self.knowledge.composed(whole.vector, near)
-        return {"kind": KNOWLEDGE, "text": text, "intents": [], "sources": list(map(_source, near))}
+        text, sources = self.knowledge.composed(whole.vector, near)
+        return {"kind": KNOWLEDGE, "text": text, "intents": [], "sources": list(map(_source, sources))}
 
     def _logits(self, texts: Sequence[str]) -> np.ndarray:
         starts = range(0, len(texts), BATCH)

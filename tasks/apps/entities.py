@@ -55,7 +55,7 @@ class EntityMarking(App):
 
         with gr.Blocks(title="hf_efficient") as page:
             text = gr.Textbox(label=self.text("text"), lines=5, max_lines=15, autofocus=True)
-            file = gr.File(show_label=False, file_types=["text"], height=90)  # says itself what it is for
+            file = gr.File(show_label=False, file_types=["text"], height=150)  # says itself what it is for
             button = gr.Button(self.text("ask"), variant="primary")
             marked = gr.HighlightedText(label=self.text("marked"), show_legend=True)
             table = gr.Dataframe(

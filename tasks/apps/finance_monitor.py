@@ -107,6 +107,7 @@ class FinanceMonitor(App):
     tasks = ("text-classification",)
     settings_class = MonitorSettings
     request_class = Headline
+    needs_data = False
     words = WORDS
 
     settings: MonitorSettings

@@ -143,13 +143,18 @@ class KnowledgeBase:
         row = self._rows[number]
         return Passage(**{**row, "similarity": similarity, "number": number})
 
-    def composed(self, question: np.ndarray, found: Sequence[Passage], count: int = 3) -> str:
+    def composed(self, question: np.ndarray, found: Sequence[Passage], count: int = 3) -> tuple[str, list[Passage]]:
         """An answer put together of the ``count`` sentences of ``found`` that are nearest to the question's vector
-        (width,), in the order of the passages, each with the number of its source, from 1."""
-        told = [(number, sentence) for number, each in enumerate(found, start=1) for sentence in sentences(each.text)]
+        (width,), in the order of the passages.
+
+        Returns:
+            the answer, each sentence with the number of its source; and the sources, counted from 1.
+        """
+        told = [(passage, sentence) for passage in found for sentence in sentences(passage.text)]
         likeness = self._encoder([sentence for _, sentence in told]) @ question
-        chosen = sorted(np.argsort(-likeness, kind="stable")[:count].tolist())
-        return " ".join(f"{told[index][1]} [{told[index][0]}]" for index in chosen)
+        chosen = [told[index] for index in sorted(np.argsort(-likeness, kind="stable")[:count].tolist())]
+        used = list({passage.number: passage for passage, _ in chosen}.values())
+        return " ".join(f"{sentence} [{used.index(passage) + 1}]" for passage, sentence in chosen), used
 
 
 def require_faiss() -> None:

@@ -89,6 +89,7 @@ def written(answer: Any) -> str:
     if answer["intents"]:
         told = [f"{each['intent']} {100 * each['confidence']:.0f} %" for each in answer["intents"]]
         lines.append(f"({', '.join(told)})")
+    lines += [""] if answer["sources"] else []
     for number, source in enumerate(answer["sources"], start=1):
         lines.append(" ".join(filter(None, (f"[{number}]", source["title"], source["source"]))))
     return "\n".join(lines)

@@ -49,9 +49,11 @@ def test_the_right_page_is_found(encoder: Encoder, tmp_path: Path) -> None:
     assert np.mean(right) >= 0.9
     assert all(three[0].similarity >= three[1].similarity >= three[2].similarity for three in found)
     number = next(index for index, row in enumerate(asked) if row["source"] == "care/upholstery")
-    answer = base.composed(vectors[number], found[number], 2)
+    answer, sources = base.composed(vectors[number], found[number], 2)
     assert answer.count("[") == 2
-    assert all(part.strip()[:20] in " ".join(p.text for p in found[number]) for part in answer.split("[")[:1])
+    assert [f"[{index}]" in answer for index in range(1, len(sources) + 2)] == [True] * len(sources) + [False]
+    first, cited = answer.split(" [")[0], int(answer.split(" [")[1][0])
+    assert first in sources[cited - 1].text
 
 
 def test_bad_files(encoder: Encoder, tmp_path: Path) -> None:
