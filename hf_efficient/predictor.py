@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from hf_efficient.errors import ConfigError
+from hf_efficient.phase import FINAL
 from hf_efficient.recipe import Recipe
 from hf_efficient.runtimes import MANIFEST, load_runtime
 from hf_efficient.settings import parse
 from hf_efficient.task import Task, get_task
 from hf_efficient.timing import Runtime
 
-EXPORTED, FINAL = "exported", "final"
+EXPORTED = "exported"
+"""Folder of the export in a run."""
 
 
 class Predictor:

@@ -49,7 +49,7 @@ from hf_efficient.optimization import Context
 from hf_efficient.outcome import Outcome
 from hf_efficient.phase import FINAL, save_final
 from hf_efficient.plan import Plan, build_optimizations
-from hf_efficient.predictor import Predictor
+from hf_efficient.predictor import EXPORTED, Predictor
 from hf_efficient.recipe import STAGE_DEFAULTS, Recipe, training_values, with_stages
 from hf_efficient.report import Report
 from hf_efficient.settings import parse
@@ -59,7 +59,6 @@ from hf_efficient.wording import details
 
 logger = logging.getLogger(__name__)
 
-EXPORTED = "exported"
 FINISHED, RUNNING = "finished", "running"
 STAGE_FILE = "stage.json"
 

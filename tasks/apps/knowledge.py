@@ -75,6 +75,7 @@ class KnowledgeBase:
                 f"the knowledge base in {folder} cannot be read ({words}); run the recipe again"
             ) from error
         self._encoder = encoder
+        self._read: dict[int, tuple[list[str], np.ndarray]] = {}
 
     @staticmethod
     def documents(file: str | Path, *, text: str, title: str | None, source: str | None) -> Dataset:
@@ -150,11 +151,18 @@ class KnowledgeBase:
         Returns:
             the answer, each sentence with the number of its source; and the sources, counted from 1.
         """
-        told = [(passage, sentence) for passage in found for sentence in sentences(passage.text)]
-        likeness = self._encoder([sentence for _, sentence in told]) @ question
+        told = [(passage, sentence) for passage in found for sentence in self._sentences(passage)[0]]
+        likeness = np.concatenate([self._sentences(passage)[1] for passage in found]) @ question
         chosen = [told[index] for index in sorted(np.argsort(-likeness, kind="stable")[:count].tolist())]
         used = list({passage.number: passage for passage, _ in chosen}.values())
         return " ".join(f"{sentence} [{used.index(passage) + 1}]" for passage, sentence in chosen), used
+
+    def _sentences(self, passage: Passage) -> tuple[list[str], np.ndarray]:
+        """The sentences of ``passage`` and their vectors, embedded the first time that it is found."""
+        if passage.number not in self._read:
+            told = sentences(passage.text)
+            self._read[passage.number] = told, self._encoder(told)
+        return self._read[passage.number]
 
 
 def require_faiss() -> None:
