@@ -1,6 +1,14 @@
-"""A saved model and real data for it, as several commands take them."""
+"""A run, or a saved model and real data for it, as several commands take them."""
 
+import argparse
 from typing import Any
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Options of commands that work with a finished run."""
+    parser.add_argument("run", help="folder of a run, or of a recipe's runs (the newest finished one is taken)")
+    parser.add_argument("--threads", type=int, help="CPU threads of the model (default: the runtime's choice)")
+    parser.add_argument("--model", choices=("exported", "final"), help="default: the export where there is one")
 
 
 def prepare(folder: str, task_name: str | None, data: list[str]) -> tuple[Any, Any, dict[str, Any]]:

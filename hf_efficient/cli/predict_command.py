@@ -3,19 +3,19 @@
 import argparse
 from typing import Any
 
+from hf_efficient.cli.model_and_data import add_run
+
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "predict", help="answer every row of a file with a finished run; goes on where it stopped"
     )
-    parser.add_argument("run", help="folder of a run, or of a recipe's runs (the newest finished one is taken)")
+    add_run(parser)
     parser.add_argument("file", help="csv, tsv, json, jsonl, parquet, or txt with a text on each line")
     parser.add_argument("--to", help="JSON lines to write (default: <file>.predicted.jsonl beside it)")
     parser.add_argument("--text", help="column of the text (default: the columns that the run was trained on)")
     parser.add_argument("--scores", action="store_true", help="write the probabilities of all classes")
     parser.add_argument("--batch-size", type=int, default=32, help="rows computed at once (default: 32)")
-    parser.add_argument("--threads", type=int, help="CPU threads of the model (default: the runtime's choice)")
-    parser.add_argument("--model", choices=("exported", "final"), help="default: the export where there is one")
     parser.set_defaults(command=command)
 
 

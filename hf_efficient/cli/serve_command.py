@@ -3,10 +3,12 @@
 import argparse
 from typing import Any
 
+from hf_efficient.cli.model_and_data import add_run
+
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("serve", help="serve a finished run: a page and an HTTP API")
-    parser.add_argument("run", help="folder of a run, or of a recipe's runs (the newest finished one is taken)")
+    add_run(parser)
     parser.add_argument("overrides", nargs="*", metavar="app.key=value", help="settings of the app")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen; other than loopback asks for a token")
     parser.add_argument("--port", type=int, default=7860, help="0 for any that is free (default: 7860)")
@@ -14,8 +16,6 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--no-page", action="store_true", help="the API alone")
     parser.add_argument("--max-batch", type=int, default=32, help="requests answered at once (default: 32)")
     parser.add_argument("--queue", type=int, default=256, help="requests that may wait; more get a 503 (default: 256)")
-    parser.add_argument("--threads", type=int, help="CPU threads of the model (default: the runtime's choice)")
-    parser.add_argument("--model", choices=("exported", "final"), help="default: the export where there is one")
     parser.set_defaults(command=command)
 
 
