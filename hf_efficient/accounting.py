@@ -53,6 +53,11 @@ def _marks(part: str) -> Any:
     return event
 
 
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether what ``device`` computes has to be waited for before a clock is read."""
+    return device.type != "cpu"
+
+
 class Accounting(TrainerCallback):
     """Clocks the parts of one `train()` and counts what goes through its model; see `account`."""
 
@@ -60,6 +65,7 @@ class Accounting(TrainerCallback):
         self.trainer, self.args, self.device = trainer, trainer.args, trainer.args.device
         self.batch: dict[str, Any] = {}
         self.joules: float | None = None
+        self._waits = is_asynchronous(self.device)
         self._sampling = True
         self._seconds = 0.0
         self.restart()
@@ -91,7 +97,7 @@ class Accounting(TrainerCallback):
 
     def _mark(self, part: str) -> None:
         """The time since the last mark was spent on ``part``."""
-        if self.device.type != "cpu" and (self._sampling or part not in STEP_PARTS):
+        if self._waits and (self._sampling or part not in STEP_PARTS):
             torch.accelerator.synchronize(self.device)
         now = time.perf_counter()
         if self._sampling or part not in STEP_PARTS:
@@ -111,7 +117,7 @@ class Accounting(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._mark(REST)
-        self._sampling = self.device.type == "cpu" or state.global_step % SAMPLED == 0
+        self._sampling = not self._waits or state.global_step % SAMPLED == 0
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._mark(REST)

@@ -106,13 +106,17 @@ class _EnoughError(Exception):
 
 
 class _Clock(Accounting):
-    """Times whole steps, and ends the training after so many."""
+    """Times whole steps, and ends the training after so many.
+
+    On an accelerator, parts of a step are waited for one after the other, which makes it slower: one step more, the
+    last, is for them alone.
+    """
 
     def __init__(self, trainer: Trainer, steps: int):
         super().__init__(trainer)
         self.seconds: list[float] = []
         self.losses: list[Any] = []
-        self._left = steps + WARM_UP
+        self._left = steps + WARM_UP + self._waits
         self._step_began = time.perf_counter()
         self._total: Any = 0.0
 
@@ -128,16 +132,22 @@ class _Clock(Accounting):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_step_end(args, state, control, **kwargs)
-        if self.device.type != "cpu":
+        self._left -= 1
+        if self._left or not self._waits:
+            self._end_step()
+        if self._left == 0:
+            raise _EnoughError
+
+    def _end_step(self) -> None:
+        if self._waits:
             torch.accelerator.synchronize(self.device)
         now = time.perf_counter()
         self.seconds.append(now - self._step_began)
         self.losses.append(self._total)
-        self._step_began, self._total, self._left = now, 0.0, self._left - 1
-        if len(self.seconds) == WARM_UP:
+        self._step_began, self._total = now, 0.0
+        self._sampling = not self._waits or self._left == 1
+        if self._waits or len(self.seconds) == WARM_UP:
             self.restart()
-        if self._left == 0:
-            raise _EnoughError
 
 
 def _steps(trainer: Trainer, steps: int) -> dict[str, Any]:

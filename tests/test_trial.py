@@ -47,6 +47,20 @@ def test_it_times_steps_and_leaves_nothing(tmp_path: Path, args: Any, optimizati
     assert args.optimizations == optimizations
 
 
+def test_parts_of_a_step_are_known_where_they_have_to_be_waited_for(
+    tmp_path: Path, args: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an accelerator few steps are timed by parts, and a trial has few."""
+    monkeypatch.setattr("hf_efficient.accounting.is_asynchronous", lambda device: True)
+    waited: list[Any] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    trial = run_trial(build_with(text_model(), tmp_path), args, 3)
+    assert len(trial.step_seconds) == len(trial.losses) == 3
+    assert sum(trial.shares.values()) == pytest.approx(1)
+    assert trial.shares["forward"] > 0
+    assert 3 + WARM_UP < len(waited) < 4 * (3 + WARM_UP)
+
+
 def test_same_seed_same_losses(tmp_path: Path, args: Any) -> None:
     model = text_model()
     first, second = (run_trial(build_with(model, tmp_path), args, 3) for _ in range(2))
