@@ -231,7 +231,7 @@ class Tuner:
         trial = run_trial(self.build, way.arguments(self.args), steps)
         reference = self.best
         if not trial.error and reference.losses and not mean_loss_within(trial, reference):
-            means = [sum(one.losses) / len(one.losses) for one in (trial, reference)]
+            means = [sum(one.losses[:STEPS]) / len(one.losses[:STEPS]) for one in (trial, reference)]
             trial = replace(trial, error=f"its loss is {means[0]:.4g}, where it was {means[1]:.4g}")
         verdict, settings = "rejected" if trial.error else "tried", {"optimizations": way.optimizations, **way.args}
         self.rows.append(Row(label, verdict, trial.error, dict(plain(trial)), settings))

@@ -179,14 +179,15 @@ def _agreed(trial: Trial, args: TrainingArguments) -> Trial:
 
 
 def mean_loss_within(trial: Trial, reference: Trial) -> bool:
-    """Whether the loss of ``trial`` is finite, and is what ``reference`` has but for chance.
+    """Whether the loss of ``trial`` is finite, and is what ``reference`` has in the same steps but for chance.
 
-    Steps of both are few, their batches may differ, and dropout does: so three standard errors, or 5 %, are allowed.
+    Later steps of one of them do not count: models learn, so losses fall. Steps of both are few, their batches may differ, and dropout does: so three standard errors, or 5 %, are allowed.
     """
     if not all(map(math.isfinite, trial.losses)):
         return False
     means, errors = [], []
-    for losses in (trial.losses, reference.losses):
+    common = min(len(trial.losses), len(reference.losses))
+    for losses in (trial.losses[:common], reference.losses[:common]):
         means.append(statistics.fmean(losses))
         errors.append(statistics.stdev(losses) / len(losses) ** 0.5 if len(losses) > 1 else 0.0)
     return abs(means[0] - means[1]) <= max(0.05 * abs(means[1]), 3 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5)

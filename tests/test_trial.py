@@ -111,6 +111,13 @@ def test_losses_are_compared_by_their_spread(losses: list[float], within: bool) 
     assert mean_loss_within(Trial(losses=losses), Trial(losses=[1.0, 1.0])) is within
 
 
+def test_losses_of_the_same_steps_are_compared() -> None:
+    short, long = Trial(losses=[3.2, 3.1]), Trial(losses=[3.2, 3.1, 2.4, 2.0, 1.7, 1.5])
+    assert mean_loss_within(long, short)
+    assert mean_loss_within(short, long)
+    assert not mean_loss_within(Trial(losses=[2.0, 2.0, 3.2, 3.1]), short)
+
+
 def test_seconds_and_their_error() -> None:
     trial = Trial([0.1, 0.2, 0.3], [1.0], steps=10)
     assert trial.seconds == pytest.approx(2.0)

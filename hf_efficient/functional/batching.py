@@ -2,9 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -13,6 +14,14 @@ def by_length(examples: list[Any]) -> list[Any]:
     if not all("input_ids" in example for example in examples):
         return examples
     return sorted(examples, key=lambda example: len(example["input_ids"]))
+
+
+def in_like_lengths(texts: Sequence[str], size: int, compute: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+    """What ``compute`` says of ``texts``, ``size`` of like length at a time; in their order, shape (texts, ...)."""
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    found = np.concatenate([compute([texts[index] for index in part]) for part in parts])
+    return found[np.argsort(order)]
 
 
 def length_batches(

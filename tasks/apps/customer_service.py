@@ -22,15 +22,15 @@ from hf_efficient.app import App, AppSettings, Ask, Request
 from hf_efficient.data import check_columns, named_file
 from hf_efficient.errors import ConfigError, DataError, RequestError, unknown
 from hf_efficient.files import write_json, write_text
+from hf_efficient.functional.batching import in_like_lengths
 from hf_efficient.reading import read_file
 from hf_efficient.tasks.apps.conversations import HANDOVER, Conversations, as_csv, new_id
-from hf_efficient.tasks.apps.encoder import Encoder
+from hf_efficient.tasks.apps.encoder import BATCH, Encoder
 from hf_efficient.tasks.apps.knowledge import KnowledgeBase, Passage, require_faiss, sentences
 from hf_efficient.tasks.apps.requests import Message
 from hf_efficient.tasks.apps.scope import Scope, nearness
 from hf_efficient.tasks.apps.service_page import WORDS, service_page
 
-BATCH = 64
 MOST_PARTS = 20
 """Sentences of a message that are looked at by themselves."""
 
@@ -177,7 +177,7 @@ class CustomerService(App):
         if settings.knowledge is None:
             return None
         KnowledgeBase.build(settings.knowledge, folder, encoder, **_columns(settings))
-        base = KnowledgeBase(folder, encoder)
+        base = KnowledgeBase(folder)
         nearest = [found[0].similarity for found in base.search(judged, 1)]
         return self._logits(base.topics()), np.array(nearest)
 
@@ -194,7 +194,7 @@ class CustomerService(App):
             ) from None
         self.encoder = Encoder(self.prepared / _ENCODER)
         has_knowledge = (self.prepared / _KNOWLEDGE).is_dir()
-        self.knowledge = KnowledgeBase(self.prepared / _KNOWLEDGE, self.encoder) if has_knowledge else None
+        self.knowledge = KnowledgeBase(self.prepared / _KNOWLEDGE) if has_knowledge else None
         url = self.settings.database or f"sqlite:///{(self.state / 'conversations.sqlite').absolute()}"
         self.conversations = Conversations(url)
 
@@ -222,7 +222,7 @@ class CustomerService(App):
 
     def said(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """``{"kind", "text", "intents", "sources"}`` for each of ``texts``; nothing is kept."""
-        messages = [[_Part(part) for part in _parts(text, self.settings.several is not None)] for text in texts]
+        messages = [_parts(text, self.settings.several is not None) for text in texts]
         self._judge([part for parts in messages for part in parts])
         return [self._answered(parts) for parts in messages]
 
@@ -234,7 +234,7 @@ class CustomerService(App):
             best = int(row.argmax())
             part.intent, part.confidence = self.predictor.labels[best], float(row[best])
             part.is_known = bool(is_sure) and part.confidence >= self.settings.confidence
-        doubtful = [part for part in parts if not part.is_known]
+        doubtful = [part for part in parts if not part.is_known and (part.is_whole or part.confidence >= self._enough)]
         if not doubtful:
             return
         vectors = self.encoder([part.text for part in doubtful])
@@ -250,7 +250,7 @@ class CustomerService(App):
     def _answered(self, parts: Sequence["_Part"]) -> dict[str, Any]:
         """The answer to a message, given as a whole and then in its sentences."""
         whole, *others = parts
-        sure = [part for part in others if part.is_known and part.confidence >= (self.settings.several or 0)]
+        sure = [part for part in others if part.is_known and part.confidence >= self._enough]
         intents = list({part.intent: part.plain() for part in sure}.values())
         if len(intents) < 2:
             intents = [whole.plain()] if whole.is_known else []
@@ -263,9 +263,13 @@ class CustomerService(App):
         text, sources = self.knowledge.composed(whole.vector, near)
         return {"kind": KNOWLEDGE, "text": text, "intents": [], "sources": list(map(_source, sources))}
 
+    @property
+    def _enough(self) -> float:
+        """Least confidence of a sentence's own intent."""
+        return max(self.settings.confidence, self.settings.several or 0)
+
     def _logits(self, texts: Sequence[str]) -> np.ndarray:
-        starts = range(0, len(texts), BATCH)
-        return np.concatenate([self.predictor.logits(texts[start : start + BATCH]) for start in starts])
+        return in_like_lengths(texts, BATCH, self.predictor.logits)
 
     @property
     def _columns(self) -> tuple[str, str]:
@@ -366,6 +370,7 @@ class _Part:
     """
 
     text: str
+    is_whole: bool = False
     intent: str = ""
     confidence: float = 0.0
     is_known: bool = False
@@ -376,10 +381,11 @@ class _Part:
         return {"intent": self.intent, "confidence": round(self.confidence, 4)}
 
 
-def _parts(text: str, several: bool) -> list[str]:
+def _parts(text: str, several: bool) -> list[_Part]:
     """``text``, and behind it, where it has ``several``, its sentences."""
     found = sentences(text) if several else []
-    return [text, *found[:MOST_PARTS]] if len(found) > 1 else [text]
+    whole = _Part(text, is_whole=True)
+    return [whole, *map(_Part, found[:MOST_PARTS])] if len(found) > 1 else [whole]
 
 
 def _source(passage: Passage) -> dict[str, Any]:

@@ -22,6 +22,7 @@ TOPICS = 1000
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|(?<=[\u3002\uff01\uff1f])\s*(?=\S)|\n+")
 _ROWS, _INDEX, _VECTORS = "passages", "passages.faiss", "vectors"
+_SENTENCES = "sentences.npy"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Passage:
     Attributes:
         similarity: cosine of its vector with that of what was asked.
         number: of the passage, from 0; document: of the row of the file that it is from, from 0.
+        first: number of its first sentence among those of all passages.
     """
 
     text: str
@@ -39,6 +41,7 @@ class Passage:
     similarity: float
     number: int
     document: int
+    first: int
 
 
 def sentences(text: str) -> list[str]:
@@ -61,21 +64,19 @@ class KnowledgeBase:
 
     Args:
         folder: what `build` wrote.
-        encoder: the one that it was built with.
     """
 
-    def __init__(self, folder: Path, encoder: Encoder):
+    def __init__(self, folder: Path):
         require_faiss()
         try:
             self._rows = Dataset.load_from_disk(str(folder / _ROWS))
             self._rows.load_faiss_index(_VECTORS, str(folder / _INDEX))
+            self._sentences = np.load(folder / _SENTENCES, mmap_mode="r")
         except Exception as error:  # of datasets, FAISS and Arrow
             words = " ".join(str(error).split())[:150]
             raise ConfigError(
                 f"the knowledge base in {folder} cannot be read ({words}); run the recipe again"
             ) from error
-        self._encoder = encoder
-        self._read: dict[int, tuple[list[str], np.ndarray]] = {}
 
     @staticmethod
     def documents(file: str | Path, *, text: str, title: str | None, source: str | None) -> Dataset:
@@ -107,13 +108,16 @@ class KnowledgeBase:
         """
         require_faiss()
         rows = KnowledgeBase.documents(file, text=text, title=title, source=source)
-        made: dict[str, list[Any]] = {name: [] for name in ("text", "title", "source", "document")}
+        made: dict[str, list[Any]] = {name: [] for name in ("text", "title", "source", "document", "first")}
+        told: list[str] = []
         for number, row in enumerate(rows):
             for piece in passages(str(row[text])):
                 made["text"].append(piece)
                 made["title"].append(str(row[title] or "") if title else "")
                 made["source"].append(str(row[source] or "") if source else "")
                 made["document"].append(number)
+                made["first"].append(len(told))
+                told.extend(sentences(piece))
         embedded = [
             f"{name}. {piece}" if name else piece for name, piece in zip(made["title"], made["text"], strict=True)
         ]
@@ -122,6 +126,7 @@ class KnowledgeBase:
             found.save_to_disk(str(folder / _ROWS))
             found.add_faiss_index_from_external_arrays(encoder(embedded), _VECTORS, metric_type=_inner_product())
             found.save_faiss_index(_VECTORS, str(folder / _INDEX))
+        np.save(folder / _SENTENCES, encoder(told).astype(np.float16))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -151,18 +156,13 @@ class KnowledgeBase:
         Returns:
             the answer, each sentence with the number of its source; and the sources, counted from 1.
         """
-        told = [(passage, sentence) for passage in found for sentence in self._sentences(passage)[0]]
-        likeness = np.concatenate([self._sentences(passage)[1] for passage in found]) @ question
+        read = [sentences(passage.text) for passage in found]
+        told = [(passage, sentence) for passage, some in zip(found, read, strict=True) for sentence in some]
+        vectors = [self._sentences[one.first : one.first + len(some)] for one, some in zip(found, read, strict=True)]
+        likeness = np.concatenate(vectors).astype(np.float32) @ question
         chosen = [told[index] for index in sorted(np.argsort(-likeness, kind="stable")[:count].tolist())]
         used = list({passage.number: passage for passage, _ in chosen}.values())
         return " ".join(f"{sentence} [{used.index(passage) + 1}]" for passage, sentence in chosen), used
-
-    def _sentences(self, passage: Passage) -> tuple[list[str], np.ndarray]:
-        """The sentences of ``passage`` and their vectors, embedded the first time that it is found."""
-        if passage.number not in self._read:
-            told = sentences(passage.text)
-            self._read[passage.number] = told, self._encoder(told)
-        return self._read[passage.number]
 
 
 def require_faiss() -> None:

@@ -40,7 +40,7 @@ def test_vectors_do_not_depend_on_their_batch(encoder: Encoder) -> None:
 
 def test_the_right_page_is_found(encoder: Encoder, tmp_path: Path) -> None:
     KnowledgeBase.build(SAMPLE, tmp_path, encoder, text="text", title="title", source="source")
-    base = KnowledgeBase(tmp_path, encoder)
+    base = KnowledgeBase(tmp_path)
     file = named_file("sample:customer_service/knowledge_questions.jsonl", "test")
     asked = [json.loads(line) for line in file.read_text().splitlines()]
     vectors = encoder([row["text"] for row in asked])
@@ -69,4 +69,4 @@ def test_bad_files(encoder: Encoder, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file"):
         KnowledgeBase.build(str(tmp_path / "none.csv"), tmp_path, encoder, **columns)
     with pytest.raises(ConfigError, match="run the recipe again"):
-        KnowledgeBase(tmp_path / "none", encoder)
+        KnowledgeBase(tmp_path / "none")
