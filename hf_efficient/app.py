@@ -81,6 +81,9 @@ class App(ABC):
     needs_data: ClassVar[bool] = True
     """Whether `prepare` reads data; else `start` makes up for what was not prepared."""
 
+    alone: ClassVar[bool] = True
+    """Whether the run's model is the only one that computes."""
+
     words: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """Texts of the page: language ("en", "zh-CN") -> name of a text -> the text."""
 

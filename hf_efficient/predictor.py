@@ -33,12 +33,15 @@ class Predictor:
         self.task, self.runtime, self.folder = task, runtime, Path(folder)
 
     @classmethod
-    def load(cls, run: str | Path, *, model: str | None = None, threads: int | None = None) -> "Predictor":
+    def load(
+        cls, run: str | Path, *, model: str | None = None, threads: int | None = None, alone: bool = True
+    ) -> "Predictor":
         """The model of the run folder ``run``.
 
         Args:
             model: folder in the run, "exported" or "final"; None takes the export where there is one.
             threads: CPU threads; None leaves the choice to the runtime.
+            alone: whether no other model computes on the same cores (`ExportedRuntime`).
 
         Raises:
             ConfigError: not a finished run, or one without such a model.
@@ -55,7 +58,7 @@ class Predictor:
             )
         task.load_processor(str(folder))
         if (folder / MANIFEST).is_file():
-            return cls(task, load_runtime(folder, threads), folder)
+            return cls(task, load_runtime(folder, threads, alone=alone), folder)
         runtime = task.runtime(task.load_model(str(folder)).eval())
         if threads is not None:
             runtime.set_threads(threads)

@@ -20,6 +20,8 @@ class ExportedRuntime(ABC):
     Args:
         folder: what `export` wrote.
         threads: CPU threads within an operator; None leaves the choice to the runtime.
+        alone: whether no other model computes on the same cores. Threads of ONNX Runtime then wait spinning for the
+            next operator, which makes it faster; beside others it makes all of them slower.
 
     Raises:
         ConfigError: not an export of this format, or damaged.
@@ -34,7 +36,7 @@ class ExportedRuntime(ABC):
 
     device: str = "cpu"
 
-    def __init__(self, folder: str | Path, threads: int | None = None):
+    def __init__(self, folder: str | Path, threads: int | None = None, *, alone: bool = True):
         require(self.format)
         from transformers.exporters import ExportedModel
 
@@ -42,7 +44,7 @@ class ExportedRuntime(ABC):
         if found != self.format:
             raise ConfigError(f"{folder} holds an export of format '{found}'; load it with {RUNTIMES[found].__name__}")
         self.version = metadata.version(self.packages[0])
-        self.folder = Path(folder)
+        self.folder, self.alone = Path(folder), alone
         self._load = ExportedModel.from_pretrained
         self._by_threads: dict[int | None, Any] = {}
         self._use(threads)
@@ -110,6 +112,7 @@ class OnnxRuntime(ExportedRuntime):
         options.log_severity_level = 3  # errors: below that it tells what it could not optimize
         options.inter_op_num_threads = 1
         options.intra_op_num_threads = threads or 0
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.alone)))
         return {"session_options": options}
 
 
@@ -131,14 +134,14 @@ RUNTIMES: dict[str, type[ExportedRuntime]] = {cls.format: cls for cls in (OnnxRu
 """Format of an export -> what runs it."""
 
 
-def load_runtime(folder: str | Path, threads: int | None = None) -> ExportedRuntime:
-    """The runtime of the export in ``folder``.
+def load_runtime(folder: str | Path, threads: int | None = None, *, alone: bool = True) -> ExportedRuntime:
+    """The runtime of the export in ``folder``; arguments are those of `ExportedRuntime`.
 
     Raises:
         ConfigError: not an export, or damaged.
         MissingDependencyError: the runtime is not installed.
     """
-    return RUNTIMES[format_of(folder)](folder, threads)
+    return RUNTIMES[format_of(folder)](folder, threads, alone=alone)
 
 
 def format_of(folder: str | Path) -> str:

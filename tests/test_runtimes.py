@@ -44,6 +44,13 @@ def test_computes_the_same_with_any_threads(format: str, exports: Exports) -> No
     assert runtime.exported is first  # no session is opened twice
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_threads_wait_spinning_where_nothing_else_computes(alone: bool, exports: Exports) -> None:
+    runtime: Any = load_runtime(exports("text", "onnx").folder, alone=alone)
+    options = runtime.exported.runners["model"].session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(alone))
+
+
 def asked_threads(runtime: Any) -> int:
     runner = runtime.exported.runners["model"]
     if runtime.format == "onnx":

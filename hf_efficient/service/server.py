@@ -86,7 +86,8 @@ def open_app(run: str | Path, settings: ServiceSettings, overrides: Sequence[str
     if set(values) > {"app"}:
         raise ConfigError(f"only app.key=value goes here, got {' '.join(overrides)}")
     cls, parsed = parse_app(values["app"], recipe.task)
-    app = cls(parsed, Predictor.load(folder, model=settings.model, threads=settings.threads), folder)
+    predictor = Predictor.load(folder, model=settings.model, threads=settings.threads, alone=cls.alone)
+    app = cls(parsed, predictor, folder)
     if cls.prepare is not App.prepare and cls.needs_data and not app.prepared.is_dir():
         _prepare(app, recipe)
     app.start()

@@ -129,6 +129,7 @@ class CustomerService(App):
     tasks = ("text-classification",)
     settings_class = CustomerServiceSettings
     request_class = CustomerRequest
+    alone = False
     words = WORDS
 
     settings: CustomerServiceSettings
@@ -192,7 +193,7 @@ class CustomerService(App):
                 f"{self.prepared} lacks what the app prepares at the end of a run ({words}); run the recipe with its "
                 f"app: {{name: {self.name}, ...}}"
             ) from None
-        self.encoder = Encoder(self.prepared / _ENCODER)
+        self.encoder = Encoder(self.prepared / _ENCODER, alone=False)
         has_knowledge = (self.prepared / _KNOWLEDGE).is_dir()
         self.knowledge = KnowledgeBase(self.prepared / _KNOWLEDGE) if has_knowledge else None
         url = self.settings.database or f"sqlite:///{(self.state / 'conversations.sqlite').absolute()}"

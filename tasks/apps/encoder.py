@@ -32,14 +32,14 @@ class Encoder:
 
     Args:
         folder: what `export` wrote.
-        threads: CPU threads; None leaves the choice to the runtime.
+        alone: whether no other model computes on the same cores (`ExportedRuntime`).
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None):
+    def __init__(self, folder: str | Path, *, alone: bool = True):
         self._task = _task(4)  # until its processor tells what it takes
         self._task.load_processor(str(folder))
         self._task.settings = _task(_limit(self._task.processor)).settings
-        self._runtime = load_runtime(folder, threads)
+        self._runtime = load_runtime(folder, alone=alone)
 
     @staticmethod
     def export(model: str, folder: str | Path, max_length: int = 256) -> None:

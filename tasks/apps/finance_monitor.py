@@ -108,6 +108,7 @@ class FinanceMonitor(App):
     settings_class = MonitorSettings
     request_class = Headline
     needs_data = False
+    alone = False
     words = WORDS
 
     settings: MonitorSettings

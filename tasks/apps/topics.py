@@ -69,7 +69,7 @@ class Topics:
         folder = encoder_folder(self.settings, prepared)
         if not folder.is_dir():
             export_encoder(self.settings, prepared)
-        self._encoder = Encoder(folder)
+        self._encoder = Encoder(folder, alone=False)
         phrases = [
             (name, phrase) for name, told in labels.items() for phrase in ([told] if isinstance(told, str) else told)
         ]
@@ -150,7 +150,7 @@ class Entities:
 
 def _load(run: str, task: str, where: str) -> Predictor:
     try:
-        predictor = Predictor.load(newest_finished(run))
+        predictor = Predictor.load(newest_finished(run), alone=False)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     if predictor.task.name != task:
