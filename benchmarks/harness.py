@@ -97,15 +97,21 @@ class Bench:
         return range(1 if self.quick else 3)
 
     def cell(
-        self, settings: dict[str, Any], compute: Callable[[], dict[str, Any]], peer: bool = False, of: str = ""
+        self,
+        settings: dict[str, Any],
+        compute: Callable[[], dict[str, Any]],
+        peer: bool = False,
+        of: str = "",
+        depends: Sequence[ModuleType] | None = None,
     ) -> dict[str, Any]:
         """The plain values that ``compute`` returns for ``settings``, from the cache where it has them.
 
         Args:
             peer: nothing of ours is measured: the cell stays good whatever becomes of our code.
             of: the benchmark that has the same cell, and the same code to depend on; empty: this one.
+            depends: modules that the cell measures; None: those that the benchmark does.
         """
-        code = "" if peer else self.code
+        code = "" if peer else self.code if depends is None else _source_hash(depends)
         key = {"settings": settings, "quick": self.quick, "code": code, "machine": _conditions()}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
         path = self.cache / (of or self.name) / f"{digest}.json"

@@ -150,7 +150,7 @@ def reached(bench: Bench, case: Case, seed: int, settings: dict[str, Any], whole
     """Steps until the target, the best validation score, and the test score at the end."""
     key = {"row": case.row, "seed": seed, "target": case.target, "whole": whole, **settings}
     compute = functools.partial(_reached, bench, case, seed, settings, whole)
-    return bench.cell(key, compute, peer="optimizations" not in settings)
+    return bench.cell(key, compute, peer="optimizations" not in settings, depends=LEARNING)
 
 
 class _Judge(TrainerCallback):
@@ -249,7 +249,9 @@ def _turn(bench: Bench, case: Case, settings: dict[str, Any]) -> dict[str, Any]:
     return {"step_s": statistics.median(timed.step_seconds), "before_s": before, "chosen": chosen}
 
 
-DEPENDS = (autotune, data_pruning, length_batching, packing, passes, precision, rows, sparse_embeddings, trial, tuning)
+LEARNING = (data_pruning, length_batching, packing, passes, precision, rows, sparse_embeddings)
+"""What decides how many steps a training needs."""
+DEPENDS = (autotune, *LEARNING, trial, tuning)
 
 if __name__ == "__main__":
     main("training_speed", body, DEPENDS)

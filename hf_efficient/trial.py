@@ -181,7 +181,8 @@ def _agreed(trial: Trial, args: TrainingArguments) -> Trial:
 def mean_loss_within(trial: Trial, reference: Trial) -> bool:
     """Whether the loss of ``trial`` is finite, and is what ``reference`` has in the same steps but for chance.
 
-    Later steps of one of them do not count: models learn, so losses fall. Steps of both are few, their batches may differ, and dropout does: so three standard errors, or 5 %, are allowed.
+    Later steps of one of them do not count: models learn, so losses fall. Steps of both are few, their batches may
+    differ, and dropout does: so three standard errors, or 5 %, are allowed.
     """
     if not all(map(math.isfinite, trial.losses)):
         return False

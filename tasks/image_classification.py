@@ -47,7 +47,7 @@ class ImageClassification(ImageTask, Classification):
         size = getattr(loaded.config, "image_size", None)
         if self.processor is not None and size is not None:
             wanted = (size, size) if isinstance(size, int) else tuple(size)
-            given = resized(self.processor, [Image.new(self._mode, (64, 48))])[0].shape[1:]
+            given = resized(self.processor, [Image.new(self.mode, (64, 48))])[0].shape[1:]
             if given != wanted:
                 raise ConfigError(
                     f"model '{model}' takes images of {_size(wanted)} pixels, but its processor makes them "

@@ -38,7 +38,8 @@ class ImageTask(Task):
 
     settings: ImageData
 
-    _mode = "RGB"
+    mode = "RGB"
+    """Of PIL: what images are read as."""
 
     def check_inputs(self, dataset: Dataset, where: str) -> None:
         """Refuse a column that holds no images.
@@ -56,7 +57,7 @@ class ImageTask(Task):
 
     def load_processor(self, model: str, **kwargs: Any) -> Any:
         config = load_pretrained(AutoConfig, resolve_model(model))
-        self._mode = "L" if getattr(config, "num_channels", 3) == 1 else "RGB"
+        self.mode = "L" if getattr(config, "num_channels", 3) == 1 else "RGB"
         return super().load_processor(model, **kwargs)
 
     def undecoded(self, split: Dataset) -> Dataset:
@@ -71,7 +72,7 @@ class ImageTask(Task):
         Args:
             features: of what it makes.
         """
-        mode, column, folders = self._mode, self.settings.image, self.settings.folders()
+        mode, column, folders = self.mode, self.settings.image, self.settings.folders()
         split = self.undecoded(split)
 
         def read(batch: dict[str, list], rows: list[int]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class ImageTask(Task):
 
     def raw(self, example: dict[str, Any]) -> Image.Image:
         """The image as PIL has it."""
-        return opened(example[self.settings.image], 0, self._mode, self.settings.folders())
+        return opened(example[self.settings.image], 0, self.mode, self.settings.folders())
 
     def preprocess(self, inputs: list[Any]) -> dict[str, Any]:
         """What the processor makes of images."""

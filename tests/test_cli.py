@@ -133,6 +133,18 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped.value.code == 2
 
 
+def test_overrides_stand_anywhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr("hf_efficient.run.run", lambda recipe, overrides, **options: seen.append(overrides))
+    main(["run", "customer-service", "seed=1", "--runs", "here", "data.train=a.csv", "model=b"])
+    assert seen == [["seed=1", "data.train=a.csv", "model=b"]]
+    for wrong in (["run", "customer-service", "--rnus", "here"], ["run", "x", "--runs", "y", "stray"], ["list", "a=b"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(wrong)
+        assert stopped.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt

@@ -18,7 +18,7 @@ COMMANDS = ("run", "autotune", "profile", "compress", "export", "serve", "predic
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     try:
         return options.command(options)
     except EfficientError as error:
@@ -32,6 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hf-efficient: interrupted", file=sys.stderr)
         return 130
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """With overrides from anywhere on the line: argparse itself takes those before the first option alone."""
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    overrides = [each for each in left if "=" in each and not each.startswith("-")] if "overrides" in options else []
+    if unknown := [each for each in left if each not in overrides]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if overrides:
+        options.overrides = [*options.overrides, *overrides]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-BEST_GAIN = 0.3
+BEST_GAIN, BEST_GAIN_CPU = 0.5, 0.3
 """Share of forward and backward passes that compiling saves at the very best; half of that on a CPU is rare."""
 SETUP_SECONDS = 40.0
 """To compile a BERT-size model for forward and backward passes of any length, on two cores."""
@@ -53,7 +53,10 @@ class Compile(Optimization):
     def proposals(cls, observed: Observed) -> Iterable[Proposal]:
         args = observed.args
         if not args.torch_compile and not compiler_missing(args.device.type):
-            gain = BEST_GAIN * observed.computing
+            on_cpu = args.device.type == "cpu"
+            gain = (BEST_GAIN_CPU if on_cpu else BEST_GAIN) * observed.computing
+            if observed.lengths is None and not on_cpu:
+                yield Proposal({"mode": "reduce-overhead"}, gain, SETUP_SECONDS)  # one graph for each shape of inputs
             yield Proposal({"dynamic": True}, gain, SETUP_SECONDS)
 
     def check(self, context: Context) -> None:

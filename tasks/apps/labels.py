@@ -64,7 +64,7 @@ class Labels(App):
 
     def _raw(self, request: Any) -> Any:
         if isinstance(request, ImageRequest):
-            return _opened(request.image, self.predictor.task._mode)
+            return _opened(request.image, self.predictor.task.mode)
         if self._is_of_pairs != (request.text_pair is not None):
             given = "needs text_pair beside text" if self._is_of_pairs else "takes text alone, without text_pair"
             raise RequestError(f"text_pair: this model {given}")

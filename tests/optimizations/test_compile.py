@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from transformers import Trainer, TrainingArguments
 
 from hf_efficient import Compile, ConfigError, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning
 from hf_efficient.plan import build_optimizations
+from hf_efficient.proposal import Observed
 from tests.effects import train
 from tests.test_parity import build
+from tests.tiny import text_model
 
 
 def trainer(folder: Path, **settings: Any) -> Any:
@@ -46,6 +49,24 @@ def test_dynamic_compiles_once_for_all_lengths(tmp_path: Path) -> None:
         one = train(trainer(tmp_path / str(dynamic), backend="eager", dynamic=dynamic, arguments=SHORT_BATCHES))
         graphs[dynamic] = one.optimizations[0].describe()["graphs"]
     assert graphs[True] < graphs[False]
+
+
+@pytest.mark.parametrize(
+    ("device", "lengths", "modes"),
+    [
+        ("cpu", None, ["default"]),
+        ("cuda", None, ["reduce-overhead", "default"]),
+        ("cuda", torch.tensor([3, 5]), ["default"]),  # a graph for each length would have to be recorded
+    ],
+)
+def test_graphs_are_proposed_where_inputs_have_one_shape(
+    device: str, lengths: Any, modes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_efficient.optimizations.compile.compiler_missing", lambda device: "")
+    args: Any = SimpleNamespace(torch_compile=False, device=torch.device(device))
+    proposed = list(Compile.proposals(Observed(args, text_model(), lengths, computing=0.8)))
+    assert [each.settings.get("mode", "default") for each in proposed] == modes
+    assert {each.gain for each in proposed} == {0.8 * (0.3 if device == "cpu" else 0.5)}
 
 
 SHORT_BATCHES = {"per_device_train_batch_size": 2, "max_steps": 6, "save_strategy": "no"}

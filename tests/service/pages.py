@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hf_efficient.app import App
 from hf_efficient.service import Batcher, ServiceSettings, open_app
 from hf_efficient.service.api import build_api
 from hf_efficient.service.metrics import Metrics
@@ -23,25 +24,30 @@ SECONDS = 60
 @contextmanager
 def served_page(run: Path, *overrides: str) -> Iterator[str]:
     """Address of the page of the app of ``run``."""
+    with open_app(run, ServiceSettings(), overrides) as app, served_app(app) as url:
+        yield url
+
+
+@contextmanager
+def served_app(app: App) -> Iterator[str]:
+    """Address of the page of ``app``, which has been started."""
     import uvicorn
 
-    with open_app(run, ServiceSettings(), overrides) as app:
-        metrics = Metrics(lambda: 0)
-        batcher = Batcher(app.answer)
-        api = build_api(app, batcher, metrics)
-        assert mount_page(api, app, batcher)
-        server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="error"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            until = time.monotonic() + SECONDS
-            while not server.started:
-                assert time.monotonic() < until, "the server did not start"
-                time.sleep(0.05)
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join(SECONDS)
+    batcher = Batcher(app.answer)
+    api = build_api(app, batcher, Metrics(lambda: 0))
+    assert mount_page(api, app, batcher)
+    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until = time.monotonic() + SECONDS
+        while not server.started:
+            assert time.monotonic() < until, "the server did not start"
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join(SECONDS)
 
 
 @contextmanager
@@ -69,7 +75,7 @@ def opened(browser: Any, url: str, *, locale: str = "en-US", width: int = 1100) 
     page.on("request", lambda request: errors.append(request.url) if not _is_local(request.url, url) else None)
     page.on("dialog", lambda dialog: errors.append(f"dialog: {dialog.message}"))
     page.goto(url)
-    page.locator("textarea").first.wait_for()
+    page.locator("textarea:visible, input:visible").first.wait_for()
     yield page
     context.close()
     assert not errors

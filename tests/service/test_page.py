@@ -66,7 +66,7 @@ def test_a_file_is_marked(chromium: Any, entities: str, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("where is my card")
     with opened(chromium, entities) as page:
-        page.locator("input[type=file]").set_input_files(file)
+        page.locator("input[type=file][accept='text/*']").set_input_files(file)
         page.wait_for_function("document.querySelector('textarea').value.includes('card')")
         page.get_by_role("button", name="Mark entities").click()
         page.get_by_role("gridcell", name="thing").first.wait_for()
