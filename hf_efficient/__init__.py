@@ -64,7 +64,7 @@ _PUBLIC = {
     "Quantization": "optimizations.quantization",
     "Recipe": "recipe",
     "Report": "report",
-    "RunResult": "run",
+    "RunResult": "job",
     "SparseEmbeddings": "optimizations.sparse_embeddings",
     "StructuredPruning": "optimizations.structured_pruning",
     "Task": "task",
@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from hf_efficient.errors import NoEffectWarning as NoEffectWarning
     from hf_efficient.exported import exported_pipeline as exported_pipeline
     from hf_efficient.exported import load_exported as load_exported
+    from hf_efficient.job import RunResult as RunResult
     from hf_efficient.low_bit import load_low_bit as load_low_bit
     from hf_efficient.measure import Measurement as Measurement
     from hf_efficient.optimization import Optimization as Optimization
@@ -119,7 +120,6 @@ if TYPE_CHECKING:
     from hf_efficient.plan import Plan as Plan
     from hf_efficient.recipe import Recipe as Recipe
     from hf_efficient.report import Report as Report
-    from hf_efficient.run import RunResult as RunResult
     from hf_efficient.task import Task as Task
     from hf_efficient.trainer import EfficientMixin as EfficientMixin
     from hf_efficient.trainer import EfficientSeq2SeqTrainer as EfficientSeq2SeqTrainer

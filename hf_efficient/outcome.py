@@ -52,8 +52,12 @@ class Outcome:
                 return known, encoded
         return processor, self.task.encode_all(self.data)
 
-    def export(self, model: Path, folder: Path) -> ExportResult | None:
-        """Export the finished model, judged on validation data; an interrupted run finds what it had done."""
+    def export(self, model: Path, folder: Path, *, timed: bool = True) -> ExportResult | None:
+        """Export the finished model, judged on validation data; an interrupted run finds what it had done.
+
+        Args:
+            timed: whether it is measured as well.
+        """
         chosen = self.recipe.export
         if chosen is None:
             return None
@@ -71,7 +75,8 @@ class Outcome:
             main_metric=self.task.main_metric,
             greater_is_better=self.task.greater_is_better,
             processor=self.processor,
-            timing=self.timing,
+            timing=self.timing if timed else None,
+            seconds=0,
         )
 
     def judge_export(self, exported: ExportResult) -> tuple[dict[str, float], dict[str, float]]:

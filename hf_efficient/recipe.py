@@ -16,6 +16,7 @@ from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.candidates import check_choice
 from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.plan import build_optimizations, optimization_class
+from hf_efficient.search_settings import SearchSettings
 from hf_efficient.settings import parse
 from hf_efficient.task import get_task
 
@@ -65,6 +66,7 @@ class Recipe(BaseModel):
     stages: dict[str, Stage] = Field(min_length=1)
     export: Export | None = None
     app: dict[str, Any] | None = Field(default=None, description="what serves the finished model: its name, settings")
+    search: SearchSettings | None = Field(default=None, description="what `hf-efficient search` looks for")
     seed: int = 42
 
     @classmethod
@@ -81,6 +83,19 @@ class Recipe(BaseModel):
         loaded = parse(cls, values, "")
         loaded.check()
         return loaded
+
+    def changed(self, values: Mapping[str, Any]) -> Self:
+        """This recipe with dotted keys set to other values.
+
+        Raises:
+            ConfigError: as for `load`.
+        """
+        plain = self.model_dump()
+        for dotted, value in values.items():
+            assign(plain, dotted, value)
+        made = parse(type(self), plain, "")
+        made.check()
+        return made
 
     def check(self) -> None:
         """Refuse unknown keys and wrong types in every block, before anything is loaded or written."""
@@ -221,6 +236,18 @@ def set_value(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"overrides look like data.train=my.csv, got '{override}'")
+    try:
+        assign(values, dotted, yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise ConfigError(f"{dotted}: the value {text!r} is not valid YAML; quote it") from None
+
+
+def assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one dotted key in place.
+
+    Raises:
+        ConfigError: the key goes through what is no block.
+    """
     *parents, last = dotted.split(".")
     for key in parents:
         if values.get(key) is None:
@@ -228,7 +255,4 @@ def set_value(values: dict[str, Any], override: str) -> None:
         values = values[key]
         if not isinstance(values, dict):
             raise ConfigError(f"cannot set {dotted}: '{key}' is a value ({values!r}), not a block of keys")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{dotted}: the value {text!r} is not valid YAML; quote it") from None
+    values[last] = value

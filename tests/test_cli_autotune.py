@@ -38,7 +38,7 @@ def test_bad_input_is_one_message(recipe: Path, tmp_path: Path, capsys: pytest.C
 
 
 def test_a_recipes_stage_is_tuned_and_says_so(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
+    monkeypatch.setattr("hf_efficient.job.Job.finish", finish_without_measuring)
     folder = run(recipe, ["stages.finetune.training.autotune=true"], runs=tmp_path / "runs")
     told = json.loads((Path(str(folder)) / "stages" / "finetune" / "stage.json").read_text())
     assert told["training"]["autotune_seconds"] > 0

@@ -9,7 +9,7 @@ import pytest
 from hf_efficient.cli import main
 from hf_efficient.cli.run_command import print_answer
 from hf_efficient.exported import exported_pipeline
-from hf_efficient.run import RunResult
+from hf_efficient.job import RunResult
 from tests.tasks.conftest import tiny_checkpoint
 
 QUESTIONS = "\n".join(["text,label", *(f"my card is lost {index},card\nhow do i pay,pay" for index in "abcdef")])

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"errors"},
-    {"settings", "files", "machine", "energy", "mind", "reading", "trained_ranges"},
+    {"settings", "search_settings", "files", "machine", "energy", "mind", "reading", "trained_ranges"},
     {"hub"},
     {"families", "functional", "checkpoint", "pretrained"},
     {"blocks", "data", "example_cache"},
@@ -38,7 +38,9 @@ LAYERS = [
     {"trainer", "task", "recipe", "app"},
     {"outcome", "compress", "profiling", "predictor"},
     {"service", "predict"},
+    {"job"},
     {"run"},
+    {"search"},
     {"cli"},
 ]
 """Lowest first: a module imports from lower layers and from its own."""

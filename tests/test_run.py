@@ -112,13 +112,13 @@ def test_resume_continues_the_newest_unfinished(
     recipe: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hf_efficient.outcome.measure", no_measurement)
-    monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
+    monkeypatch.setattr("hf_efficient.job.Job.finish", finish_without_measuring)
     whole = run(recipe, runs=tmp_path / "whole")
     monkeypatch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*default_callbacks(), Killed(stage)])
     with pytest.raises(KeyboardInterrupt):
         run(recipe, runs=tmp_path / "runs")
     monkeypatch.undo()
-    monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
+    monkeypatch.setattr("hf_efficient.job.Job.finish", finish_without_measuring)
     folder = newest_unfinished(tmp_path / "runs", "tiny")
     assert (folder / "stages" / "finetune" / "stage.json").is_file() == (stage == "compress")
     result = run(recipe, runs=tmp_path / "runs", resume=True)
@@ -130,7 +130,7 @@ def test_resume_continues_the_newest_unfinished(
 
 
 def test_an_earlier_stage_teaches(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
+    monkeypatch.setattr("hf_efficient.job.Job.finish", finish_without_measuring)
     text = recipe.read_text().replace("keep_layers: [0]}", "keep_layers: [0]}, distillation: {teacher: finetune}")
     recipe.write_text(text)
     folder: Any = run(recipe, runs=tmp_path / "runs")
@@ -185,8 +185,8 @@ def test_refusals_come_before_anything_is_written(recipe: Path, tmp_path: Path) 
 @pytest.mark.parametrize("name", bundled())
 def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of every stage, on few rows of its bundled sample."""
-    monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
-    monkeypatch.setattr("hf_efficient.run.load", load_few)
+    monkeypatch.setattr("hf_efficient.job.Job.finish", finish_without_measuring)
+    monkeypatch.setattr("hf_efficient.job.load", load_few)
     recipe = Recipe.load(name)
     stages = recipe.stages
     overrides = [
@@ -221,8 +221,8 @@ def test_export_follows_the_last_stage(recipe: Path, tmp_path: Path, hasty: None
         with pytest.raises(KeyboardInterrupt):
             run(recipe, [EXPORT], runs=tmp_path / "runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_efficient.run._Job.train", no_measurement)
-        patch.setattr("hf_efficient.run.Report.save", interrupted)
+        patch.setattr("hf_efficient.job.Job.train", no_measurement)
+        patch.setattr("hf_efficient.job.Report.save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, runs=tmp_path / "runs", resume=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -308,7 +308,7 @@ def test_a_trimmed_vocabulary_goes_through_all_that_follows(recipe: Path, tmp_pa
 
 def test_resume_after_a_trimmed_stage(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe.write_text(TRIM.format(model=tmp_path / "model", folder=tmp_path))
-    monkeypatch.setattr("hf_efficient.run._Job.finish", finish_without_measuring)
+    monkeypatch.setattr("hf_efficient.job.Job.finish", finish_without_measuring)
     whole = run(recipe, runs=tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*default_callbacks(), Killed("trim")])

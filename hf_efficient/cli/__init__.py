@@ -12,7 +12,20 @@ from collections.abc import Sequence
 from hf_efficient import __version__
 from hf_efficient.errors import EfficientError
 
-COMMANDS = ("run", "autotune", "profile", "compress", "export", "serve", "predict", "monitor", "list", "show", "doctor")
+COMMANDS = (
+    "run",
+    "autotune",
+    "profile",
+    "compress",
+    "export",
+    "search",
+    "serve",
+    "predict",
+    "monitor",
+    "list",
+    "show",
+    "doctor",
+)
 """Each lives in `hf_efficient.cli.<name>_command`."""
 
 

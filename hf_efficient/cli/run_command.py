@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_efficient.run import RunResult
+    from hf_efficient.job import RunResult
 
 
 def add(subparsers: Any) -> None:

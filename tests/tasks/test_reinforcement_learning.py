@@ -283,7 +283,7 @@ class Killed(TrainerCallback):
 def test_resumes(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers.trainer as stock
 
-    monkeypatch.setattr("hf_efficient.run._Job.finish", lambda self, folder, *args: folder)
+    monkeypatch.setattr("hf_efficient.job.Job.finish", lambda self, folder, *args: folder)
     steps = {f"{name}_strategy": "steps" for name in ("save", "eval")} | {"save_steps": 1, "eval_steps": 1}
     overrides = [
         f"stages.{stage}.training.{name}={value}" for stage in ("first", "second") for name, value in steps.items()

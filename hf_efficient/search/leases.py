@@ -1,0 +1,89 @@
+"""Whether the worker of a trial still lives, in any storage: Optuna's own heartbeat is for databases alone.
+
+A worker renews the lease of its trial every few seconds. A trial is lost when its worker's process is gone, where that
+was on this machine, or when its lease stays the same for `GRACE_SECONDS` by the clock of whoever looks; clocks of
+different machines are never compared.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+LEASE = "lease"
+KILLED = "killed"
+"""User attribute of a trial whose worker was lost."""
+BEAT_SECONDS = 10.0
+GRACE_SECONDS = 90.0
+
+
+@contextmanager
+def lease(trial: Any) -> Iterator[None]:
+    """Renew the lease of an `optuna.Trial` as long as the block runs."""
+    holder, done = _holder(), threading.Event()
+    trial.set_user_attr(LEASE, [holder, 0])
+
+    def beat() -> None:
+        count = 0
+        while not done.wait(BEAT_SECONDS):
+            count += 1
+            trial.set_user_attr(LEASE, [holder, count])
+
+    thread = threading.Thread(target=beat, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class Lost:
+    """Finds trials whose worker is lost.
+
+    Args:
+        grace: seconds after which a lease that stays the same has ended.
+    """
+
+    def __init__(self, grace: float = GRACE_SECONDS):
+        self.grace = grace
+        self._seen: dict[int, tuple[Any, float]] = {}
+
+    def find(self, running: list[Any]) -> list[Any]:
+        """Those of the ``running`` `optuna.trial.FrozenTrial`."""
+        now, lost = time.monotonic(), []
+        for trial in running:
+            held = trial.user_attrs.get(LEASE)
+            before, since = self._seen.setdefault(trial.number, (held, now))
+            if before != held:
+                self._seen[trial.number] = (held, now)
+            elif _is_gone(held) or now - since > self.grace:
+                lost.append(trial)
+        return lost
+
+
+def _holder() -> list[Any]:
+    return [_place(), os.getpid(), psutil.Process().create_time()]
+
+
+def _place() -> str:
+    """Where process numbers mean the same: a machine, or a container on it."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _is_gone(held: Any) -> bool:
+    """Whether the holder is a process of this machine that is not there any more."""
+    if not held or held[0][0] != _place():
+        return False
+    try:
+        return psutil.Process(held[0][1]).create_time() != held[0][2]
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,105 @@
+"""Stages that were trained once, by what decides what comes of them: trials that share a stage take the same folder."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from filelock import FileLock
+
+from hf_efficient import __version__
+from hf_efficient.errors import ConfigError
+from hf_efficient.job import STAGE_FILE, Job
+from hf_efficient.phase import FINAL
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets")
+
+
+class StageStore:
+    """Folders of trained stages under ``folder``, each named by a hash of its recipe up to there.
+
+    A stage depends on the model, the data with its content, the seed, all stages up to itself, and the versions of
+    what trains. One process at a time trains a stage, and one that was killed is gone on with from its checkpoints.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def keys(self, job: Job) -> dict[str, str]:
+        """Name of each stage of the job's recipe -> its hash."""
+        recipe = job.recipe
+        common = {
+            "versions": {"hf_efficient": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
+            "recipe": {name: getattr(recipe, name) for name in ("task", "model", "data", "seed")},
+            "content": _content(job),
+        }
+        found: dict[str, str] = {}
+        before: list[Any] = []
+        for name, stage in recipe.stages.items():
+            before.append([name, stage.model_dump()])
+            text = json.dumps([common, before], sort_keys=True, default=str)
+            found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return found
+
+    def trained(self, job: Job) -> tuple[dict[str, Path], dict[str, Any]]:
+        """The finished stages of the job's recipe, those that lack trained first.
+
+        Returns:
+            name of each stage -> its folder; and name -> what its `stage.json` tells.
+        """
+        folders: dict[str, Path] = {}
+        told: dict[str, Any] = {}
+        model = job.recipe.model
+        for name, key in self.keys(job).items():
+            folder = self.folder / key
+            earlier = {one: str(path / FINAL) for one, path in folders.items()}
+            with self._alone(key):
+                if not (folder / STAGE_FILE).is_file():
+                    job.train(name, folder, model, earlier)
+            folders[name], model = folder, str(folder / FINAL)
+            told[name] = _read(folder / STAGE_FILE)
+        return folders, told
+
+    def keep(self, keys: set[str]) -> list[str]:
+        """Remove all stages but ``keys``; returns what was removed. Not while others search in the same folder."""
+        if not self.folder.is_dir():
+            return []
+        gone = [path.name for path in sorted(self.folder.iterdir()) if path.is_dir() and path.name not in keys]
+        for name in gone:
+            shutil.rmtree(self.folder / name)
+        for lock in self.folder.glob("*.lock"):
+            lock.unlink(missing_ok=True)
+        return gone
+
+    @contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f"{key}.lock"):  # the system lets go of it when its process dies
+            yield
+
+
+def _content(job: Job) -> str:
+    """Hash of the rows of all splits."""
+    said = hashlib.sha256()
+    for split, rows in sorted(job.data.items()):
+        said.update(split.encode())
+        for batch in rows.with_format("arrow").iter(batch_size=10_000):
+            table = batch.replace_schema_metadata(None)
+            written = pyarrow.BufferOutputStream()
+            with pyarrow.ipc.new_stream(written, table.schema) as stream:
+                stream.write_table(table)
+            said.update(written.getvalue())
+    return said.hexdigest()
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}); remove its folder, and the stage is trained anew") from error

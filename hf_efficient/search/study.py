@@ -1,0 +1,267 @@
+"""A study in a storage, and a worker that runs trials of it until there are as many as wanted."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_efficient.errors import ConfigError, EfficientError, MissingDependencyError
+from hf_efficient.recipe import Recipe
+from hf_efficient.search.goals import Constraint, Goals, Objective
+from hf_efficient.search.leases import KILLED, Lost, lease
+from hf_efficient.search.samplers import CONSTRAINTS, make_pruner, make_sampler
+from hf_efficient.search.space import Space
+from hf_efficient.search.trials import WHOLE, Bar, Figures, Trials, unknown_names
+
+if TYPE_CHECKING:
+    import optuna
+
+logger = logging.getLogger(__name__)
+
+AS_GIVEN, SURPLUS, ERROR, STOPPED = "as given", "surplus", "error", "stopped"
+FIGURES = "figures"
+"""User attributes of a trial. figures: share of the training -> name -> value."""
+STAGES, VALUES, RETRY_OF = "stages", "values", "retry of"
+POLL_SECONDS = 2.0
+
+
+_FAILURES = (EfficientError, torch.OutOfMemoryError, MemoryError)
+
+
+class _SurplusError(Exception):
+    """A trial more than wanted: another worker was faster."""
+
+
+class Search:
+    """One search: recipe, space, goals and the study that remembers.
+
+    Args:
+        recipe: with a ``search`` block.
+        folder: where trials and results lie.
+        storage: URL of an Optuna storage, or a path ending in .log for a journal file; None: SQLite in ``folder``.
+
+    Raises:
+        ConfigError: settings that do not fit, or a storage that cannot be reached.
+        MissingDependencyError: Optuna is not installed.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, storage: str | None = None):
+        if recipe.search is None:
+            raise ConfigError(
+                f"the recipe '{recipe.name}' says nothing of what to search; add a `search:` block with a `space:`, or "
+                "give --space FILE"
+            )
+        self.recipe, self.folder, self.settings = recipe, folder, recipe.search
+        self.space = Space(recipe, self.settings.space)
+        self.trials = Trials(recipe, folder, Goals(()), self.space.first_stage())
+        known = self.trials.metrics()
+        objectives = self.settings.objectives or list(known)
+        self.goals = Goals(
+            tuple(Objective.parse(text, known) for text in objectives),
+            tuple(map(Constraint.parse, self.settings.constraints)),
+        )
+        self.known = known
+        self.trials.goals = self.goals
+        self._bar, self._lost = Bar(self.goals), Lost()
+        self.storage = _storage(storage, folder)
+
+    def open(self, trials: int, parallel: bool = False) -> "optuna.Study":
+        """The study; made, with the recipe as given as its first trial, where it is not there."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler, self.reason = make_sampler(
+            self.settings.sampler,
+            self.space,
+            len(self.goals.objectives),
+            trials,
+            constrained=bool(self.goals.constraints),
+            seed=self.recipe.seed,
+            parallel=parallel,
+        )
+        options: dict[str, Any] = {
+            "storage": self.storage,
+            "study_name": self.recipe.name,
+            "sampler": sampler,
+            "pruner": make_pruner(self.settings.pruner, len(self.goals.objectives)),
+        }
+        with _reachable():
+            if self.recipe.name not in optuna.get_all_study_names(self.storage):
+                Direction = optuna.study.StudyDirection  # noqa: N806  (a class)
+                directions = [
+                    Direction.MAXIMIZE if goal.maximize else Direction.MINIMIZE for goal in self.goals.objectives
+                ]
+                try:
+                    study = optuna.create_study(directions=directions, **options)
+                    study.set_metric_names([goal.name for goal in self.goals.objectives])
+                    study.set_user_attr("search", self.settings.model_dump())
+                    study.enqueue_trial(self.space.as_given(), user_attrs={AS_GIVEN: True})
+                except optuna.exceptions.DuplicatedStudyError:  # another worker has made it meanwhile
+                    logger.debug("the study is there already")
+            study = optuna.load_study(**options)
+        before = study.user_attrs.get("search")
+        if before is not None and before != self.settings.model_dump():
+            raise ConfigError(
+                f"the search in {self.folder} was for something else "
+                f"({_difference(before, self.settings.model_dump())}); go on with the settings that it was started "
+                "with, or give another --name"
+            )
+        return study
+
+    def work(self, study: "optuna.Study", wanted: int, say: Callable[[str], None] = logger.info) -> None:
+        """Run trials until the study has ``wanted`` that are finished, those of all workers counted.
+
+        Raises:
+            ConfigError: the recipe as given cannot run, or every trial failed.
+        """
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        while True:
+            self._take_over(study)
+            counted = [trial for trial in study.get_trials(deepcopy=False) if not is_void(trial)]
+            ready = [trial for trial in counted if trial.state.is_finished()]
+            if len(ready) >= wanted:
+                break
+            if len([trial for trial in counted if trial.state != optuna.trial.TrialState.WAITING]) >= wanted:
+                time.sleep(POLL_SECONDS)  # others are still at work on the last ones
+                continue
+            study.optimize(
+                lambda trial: self._objective(study, trial, wanted, say), n_trials=1, catch=(*_FAILURES, _SurplusError)
+            )
+            _require_some(study)
+            if study._stop_flag:  # a grid that has no more
+                break
+
+    def _objective(
+        self, study: "optuna.Study", trial: "optuna.Trial", wanted: int, say: Callable[[str], None]
+    ) -> Sequence[float] | float:
+        import optuna
+
+        if self._is_surplus(study, trial.number, wanted):
+            trial.set_user_attr(SURPLUS, True)
+            raise _SurplusError
+        with lease(trial):
+            values = self.space.suggested(trial)
+            values = {} if trial.user_attrs.get(AS_GIVEN) else values
+            trial.set_user_attr(VALUES, values)
+            try:
+                figures = self._judged(study, trial, values)
+            except optuna.TrialPruned as stop:
+                trial.set_user_attr(STOPPED, str(stop))
+                say(f"trial {trial.number}: stopped, {stop}")
+                raise
+            except _FAILURES as error:
+                trial.set_user_attr(ERROR, str(error) or type(error).__name__)
+                say(f"trial {trial.number}: failed, {error}")
+                raise
+            trial.set_user_attr(CONSTRAINTS, self.goals.excesses(figures))
+            shown = ", ".join(f"{name} {figures[name]:.4g}" for name in sorted(self.goals.names))
+            say(f"trial {trial.number}: {shown}")
+        return self.goals.values(figures)
+
+    def _judged(self, study: "optuna.Study", trial: "optuna.Trial", values: dict[str, Any]) -> Figures:
+        import optuna
+
+        told: dict[str, Figures] = {}
+        rungs = [] if trial.user_attrs.get(AS_GIVEN) else sorted(self.settings.rungs)
+        for step, share in enumerate([*rungs, WHOLE]):
+            judged = self.trials.run(trial.number, values, share)
+            figures = judged.figures
+            unknown_names(self.goals, figures)
+            told[str(share)] = figures
+            trial.set_user_attr(STAGES, judged.stages)
+            trial.set_user_attr(FIGURES, told)
+            if share == WHOLE:
+                break
+            finished = [each.user_attrs[FIGURES] for each in completed(study)]
+            if reason := self._bar.hopeless(str(share), figures, finished):
+                raise optuna.TrialPruned(f"after {share:.0%} of the training: {reason}")
+            if len(self.goals.objectives) == 1:
+                trial.report(self.goals.values(figures)[0], step)
+                if trial.should_prune():
+                    raise optuna.TrialPruned(f"after {share:.0%} of the training others were better")
+        return told[str(WHOLE)]
+
+    def _is_surplus(self, study: "optuna.Study", number: int, wanted: int) -> bool:
+        earlier = [each for each in study.get_trials(deepcopy=False) if each.number < number and not is_void(each)]
+        return len(earlier) >= wanted
+
+    def _take_over(self, study: "optuna.Study") -> None:
+        """Give trials whose worker is lost back to be run again, with the same values."""
+        import optuna
+
+        running = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
+        for trial in self._lost.find(running):
+            again = {AS_GIVEN: True} if trial.user_attrs.get(AS_GIVEN) else {}
+            study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
+            try:
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another worker has seen it, too
+                continue
+            study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number, **again})
+
+
+def _require_some(study: "optuna.Study") -> None:
+    """Refuse to go on where nothing can come of it.
+
+    Raises:
+        ConfigError: the recipe as given fails.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        if trial.user_attrs.get(AS_GIVEN) and ERROR in trial.user_attrs:
+            raise ConfigError(f"the recipe as given does not run: {trial.user_attrs[ERROR]}")
+
+
+def is_void(trial: Any) -> bool:
+    """Whether a trial counts for nothing: its worker was killed or interrupted, or it was one too many."""
+    attrs = trial.user_attrs
+    failed = trial.state.name == "FAIL"
+    return bool(attrs.get(SURPLUS) or attrs.get(KILLED) or (failed and ERROR not in attrs))
+
+
+def completed(study: "optuna.Study") -> list[Any]:
+    """Trials that were trained to their end."""
+    import optuna
+
+    return study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except EfficientError:
+        raise
+    except Exception as error:  # each storage has errors of its own
+        words = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"the storage of the study cannot be used ({type(error).__name__}: {words}); is it locked by another "
+            "program, reachable, and writable?"
+        ) from error
+
+
+def _storage(url: str | None, folder: Path) -> "optuna.storages.BaseStorage":
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingDependencyError("a search", "optuna", "search") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with _reachable():
+        if url is not None and url.endswith(".log"):
+            from optuna.storages.journal import JournalFileBackend
+
+            Path(url).parent.mkdir(parents=True, exist_ok=True)
+            return optuna.storages.JournalStorage(JournalFileBackend(url))
+        url = url or f"sqlite:///{(folder / 'study.db').absolute()}"
+        settings = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+        return optuna.storages.RDBStorage(url, engine_kwargs=settings)
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    names = [name for name in now if before.get(name) != now[name]]
+    return "; ".join(f"{name}: {before.get(name)!r}, now {now[name]!r}" for name in names)
