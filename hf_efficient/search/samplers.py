@@ -1,5 +1,6 @@
 """Who proposes the next values, and who stops a trial: Optuna's samplers and pruners by name."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,9 @@ def make_sampler(
     if name == "grid" and space.size is None and not space.is_conditional:
         raise ConfigError("search.sampler: grid takes choices, or ranges with a step; give steps, or take tpe")
     told = _excesses if constrained else None
-    return SAMPLERS[name](seed, told, parallel), f"{name} ({reason})"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls much of what it recommends experimental
+        return SAMPLERS[name](seed, told, parallel), f"{name} ({reason})"
 
 
 def _automatic(space: "Space", objectives: int, trials: int) -> tuple[str, str]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hf_efficient.errors import ConfigError
+from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.recipe import Recipe
 from hf_efficient.search_settings import Dimension
 
@@ -33,8 +33,16 @@ class Space:
             seen.add(key)
             self._check(key, dimension)
 
+    def _stage(self, key: str) -> str | None:
+        """Name of the stage that ``key`` is in; None where it is in none."""
+        head, *rest = key.split(".")
+        return rest[0] if head == "stages" and rest else None
+
     def _check(self, key: str, dimension: Dimension) -> None:
         condition = {name: wanted[0] if isinstance(wanted, list) else wanted for name, wanted in dimension.when.items()}
+        stage = self._stage(key)
+        if stage is not None and stage not in self.recipe.stages:  # would else be a new one
+            raise ConfigError(f"search.space.{key}: {unknown('stage', stage, self.recipe.stages)}")
         for value in dimension.ends:
             try:
                 self.recipe.changed({**condition, key: value})
@@ -105,13 +113,13 @@ class Space:
         """Index of the first stage that the space may change; those before are the same for all trials."""
         names = list(self.recipe.stages)
 
-        def stage(key: str) -> int:
-            head, *rest = key.split(".")
-            if head == "export":
+        def index(key: str) -> int:
+            if key.split(".")[0] == "export":
                 return len(names)
-            return names.index(rest[0]) if head == "stages" and rest and rest[0] in names else 0
+            stage = self._stage(key)
+            return 0 if stage is None else names.index(stage)
 
-        return min(map(stage, self.dimensions))
+        return min(map(index, self.dimensions))
 
 
 def _suggest(trial: Any, key: str, dimension: Dimension) -> Any:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,6 @@ class Search:
         """The study; made, with the recipe as given as its first trial, where it is not there."""
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler, self.reason = make_sampler(
             self.settings.sampler,
             self.space,
@@ -89,7 +89,7 @@ class Search:
             "sampler": sampler,
             "pruner": make_pruner(self.settings.pruner, len(self.goals.objectives)),
         }
-        with _reachable():
+        with _reachable(), quietly():
             if self.recipe.name not in optuna.get_all_study_names(self.storage):
                 Direction = optuna.study.StudyDirection  # noqa: N806  (a class)
                 directions = [
@@ -120,7 +120,6 @@ class Search:
         """
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         while True:
             self._take_over(study)
             counted = [trial for trial in study.get_trials(deepcopy=False) if not is_void(trial)]
@@ -130,9 +129,12 @@ class Search:
             if len([trial for trial in counted if trial.state != optuna.trial.TrialState.WAITING]) >= wanted:
                 time.sleep(POLL_SECONDS)  # others are still at work on the last ones
                 continue
-            study.optimize(
-                lambda trial: self._objective(study, trial, wanted, say), n_trials=1, catch=(*_FAILURES, _SurplusError)
-            )
+            with quietly():
+                study.optimize(
+                    lambda trial: self._objective(study, trial, wanted, say),
+                    n_trials=1,
+                    catch=(*_FAILURES, _SurplusError),
+                )
             _require_some(study)
             if study._stop_flag:  # a grid that has no more
                 break
@@ -232,6 +234,16 @@ def completed(study: "optuna.Study") -> list[Any]:
 
 
 @contextmanager
+def quietly() -> Iterator[None]:
+    """Without Optuna's remarks that much of it is experimental."""
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+@contextmanager
 def _reachable() -> Iterator[None]:
     try:
         yield
@@ -250,6 +262,7 @@ def _storage(url: str | None, folder: Path) -> "optuna.storages.BaseStorage":
         import optuna
     except ImportError as error:
         raise MissingDependencyError("a search", "optuna", "search") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials are told by us
     folder.mkdir(parents=True, exist_ok=True)
     with _reachable():
         if url is not None and url.endswith(".log"):

@@ -3,13 +3,14 @@
 import dataclasses
 import logging
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from hf_efficient.before_after import plain_metrics
-from hf_efficient.errors import ConfigError
+from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.files import write_json, write_text
 from hf_efficient.job import Job
 from hf_efficient.measure import bytes_on_disk
@@ -87,7 +88,13 @@ class Trials:
         """
         folder = self.folder / "trials" / f"{number:04d}"
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / LOG, "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        with (
+            open(folder / LOG, "a", encoding="utf-8") as log,
+            redirect_stdout(log),
+            redirect_stderr(log),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", NoEffectWarning)  # a space may hold points where nothing is done
             return self._run(folder, values, share)
 
     def _run(self, folder: Path, values: Mapping[str, Any], share: float) -> Judged:

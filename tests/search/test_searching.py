@@ -1,0 +1,187 @@
+"""Searches, end to end on a tiny model: their folders, going on, picking anew, several workers, kills."""
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from hf_efficient import ConfigError, Recipe
+from hf_efficient.cli import main
+from hf_efficient.job import Job
+from hf_efficient.measure import measure
+from hf_efficient.run import run
+from hf_efficient.search import search
+from hf_efficient.search.leases import KILLED
+from hf_efficient.search.searching import RECIPE
+from hf_efficient.search.study import is_void
+from tests.search.test_space import LAYERS, RATE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0.05, repeats=1, warmup=1))
+
+
+def test_a_search_leaves_a_table_and_a_finished_run(searched: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    said: list[str] = []
+    result = search(searched, trials=4, runs=runs, say=said.append)
+    trials = result.found.trials
+    assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
+    assert trials[0]["as_given"]
+    assert trials[0]["values"] == {}
+    assert [line for line in said if line.startswith("trial 0: ")]
+    assert all(trial["figures"] or trial["why"] for trial in trials)
+    stored = json.loads((result.folder / "study.json").read_text())
+    assert stored["chosen"] == result.found.chosen
+    assert (result.folder / "front.png").stat().st_size > 5000
+    text = (result.folder / "study.md").read_text()
+    assert "**chosen**" in text
+    assert "as given" in text
+    assert result.run is not None
+    status = json.loads((result.run / "run.json").read_text())
+    assert status["status"] == "finished"
+    metrics = json.loads((result.run / "metrics.json").read_text())
+    chosen = result.found.trial(result.found.chosen or 0)
+    assert metrics["validation"]["after"]["accuracy"] == pytest.approx(chosen["figures"]["accuracy"])
+    kept = {path.name for path in (result.folder / "stages").iterdir()}
+    assert kept == {key for trial in trials if stays(trial, result.found) for key in trial["stages"]}
+
+
+def stays(trial: Any, found: Any) -> bool:
+    return trial["as_given"] or trial["number"] in {found.chosen, *found.front}
+
+
+def test_the_chosen_recipe_gives_the_same_model(searched: Path, tmp_path: Path) -> None:
+    result = search(searched, trials=3, runs=tmp_path / "runs", pick="bytes <= 1e12, max accuracy", finish=False)
+    assert result.recipe is not None
+    assert Recipe.load(result.recipe).search is None
+    again = run(result.recipe, runs=tmp_path / "again")
+    assert again is not None
+    chosen = result.found.trial(result.found.chosen or 0)
+    assert again.metrics["validation"]["after"]["accuracy"] == chosen["figures"]["accuracy"]
+
+
+def test_it_goes_on_to_a_total_and_picks_anew(searched: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    first = search(searched, trials=2, runs=runs, finish=False)
+    before = [trial["seconds"] for trial in first.found.trials]
+    second = search(searched, trials=3, runs=runs, finish=False)
+    assert [trial["seconds"] for trial in second.found.trials][:2] == before
+    assert len(second.found.trials) == 3
+    picked = search(searched, trials=3, runs=runs, pick="min bytes", finish=False)
+    sizes = {trial["number"]: trial["figures"]["bytes"] for trial in picked.found.trials if trial["figures"]}
+    assert sizes[picked.found.chosen or 0] == min(sizes.values())
+    with pytest.raises(ConfigError, match="no trial keeps accuracy >= 2"):
+        search(searched, trials=3, runs=runs, pick="accuracy >= 2, min bytes", finish=False)
+    with pytest.raises(ConfigError, match=r"was for something else \(objectives: .*another --name"):
+        search(searched, ["search.objectives=[accuracy]"], trials=3, runs=runs)
+
+
+@pytest.mark.parametrize("storage", [None, "journal.log"])
+def test_killed_workers_lose_nothing(searched: Path, tmp_path: Path, storage: str | None) -> None:
+    """Two workers, killed at random moments and started again, end with exactly as many trials as wanted."""
+    wanted, runs = 6, tmp_path / "runs"
+    where = None if storage is None else str(tmp_path / storage)
+    search(searched, trials=1, runs=runs, storage=where, finish=False)
+    folder = runs / "tiny" / "search"
+    drawn = random.Random(5)
+    for _ in range(2):
+        workers = [start(folder, wanted, where) for _ in range(2)]
+        time.sleep(drawn.uniform(6, 12))
+        for worker in workers:
+            worker.send_signal(signal.SIGKILL)
+            worker.wait()
+    result = search(searched, trials=wanted, runs=runs, storage=where, workers=2, finish=False)
+    assert len(result.found.trials) == wanted
+    assert all(trial["state"] in ("complete", "pruned") for trial in result.found.trials)
+    study = optuna.load_study(study_name="tiny", storage=opened(folder, where))
+    counted = [trial for trial in study.trials if not is_void(trial)]
+    assert [trial.number for trial in counted] == [trial["number"] for trial in result.found.trials]
+    assert all(
+        trial.user_attrs.get(KILLED) or "surplus" in trial.user_attrs for trial in study.trials if is_void(trial)
+    )
+    names = {path.name for path in (folder / "stages").iterdir()}
+    assert names == {key for trial in result.found.trials if stays(trial, result.found) for key in trial["stages"]}
+    assert not [path for path in folder.rglob("*") if "checkpoint-" in path.name or path.name.endswith(".tmp")]
+
+
+def start(folder: Path, wanted: int, storage: str | None) -> Any:
+    command = [sys.executable, "-m", "hf_efficient.search.worker", str(folder), str(wanted)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, *([storage] if storage else [])], cwd=ROOT, env=environment, stdout=-3, stderr=-3
+    )
+
+
+def opened(folder: Path, storage: str | None) -> Any:
+    if storage is None:
+        return f"sqlite:///{folder / 'study.db'}"
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+
+
+def test_trials_that_fail_are_told(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Job.train
+
+    def fails(self: Any, name: str, *args: Any) -> None:
+        if self.recipe.stages["compress"].training["learning_rate"] != 5e-3:
+            raise MemoryError("too large")
+        train(self, name, *args)
+
+    monkeypatch.setattr("hf_efficient.job.Job.train", fails)
+    result = search(searched, trials=3, runs=tmp_path / "runs", finish=False)
+    assert [trial["why"] for trial in result.found.trials] == ["", "too large", "too large"]
+    assert result.found.chosen == 0
+    monkeypatch.setattr("hf_efficient.job.Job.train", without_memory)
+    with pytest.raises(ConfigError, match="the recipe as given does not run: no memory"):
+        search(searched, trials=3, runs=tmp_path / "others", finish=False)
+
+
+def without_memory(*args: Any) -> None:
+    raise MemoryError("no memory")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--trials", "0"], "at least one trial"),
+        (["--trials", "2", "--objective", "acuracy"], "whether more or less of 'acuracy'"),
+        (["--trials", "2", "--objective", "max acuracy"], "did you mean 'accuracy'"),
+        (["--trials", "2", "--constraint", "accuracy"], "is no constraint"),
+        (["--trials", "2", "--sampler", "tep"], "did you mean 'tpe'"),
+        (["--trials", "2", "--storage", "sqlite:////proc/no/study.db"], "storage of the study cannot be used"),
+        (["--trials", "2", "--space", "none.yaml"], "cannot be read"),
+        (["--trials", "2", "search.space={}"], "search.space"),
+        (["--trials", "2", "search.spaces=1"], "did you mean 'space'"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], said: str, searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", str(searched), "--runs", str(tmp_path / "runs"), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_recipe_without_a_space(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = ["--runs", str(tmp_path / "runs"), "--trials", "2", "--no-finish"]
+    assert main(["search", str(recipe), *runs]) == 2
+    assert "add a `search:` block" in capsys.readouterr().err
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump({"space": {RATE: [1e-3, 2e-3], LAYERS: [[0]]}, "rungs": []}))
+    assert main(["search", str(recipe), *runs, "--space", str(space), "--objective", "accuracy"]) == 0
+    told = capsys.readouterr().out
+    assert "sampler: grid (2 combinations" in told
+    assert "chosen.yaml" in told
+    assert Recipe.load(tmp_path / "runs" / "tiny" / "search" / RECIPE).search is not None
