@@ -16,7 +16,7 @@ EXTRAS = {
     "onnx": ("onnxruntime", "export to ONNX Runtime"),
     "openvino": ("openvino", "export to OpenVINO"),
     "peft": ("peft", "LoRA and other adapters in EfficientTrainer"),
-    "search": ("optuna", "Trainer.hyperparameter_search"),
+    "search": ("optuna", "hf-efficient search and Trainer.hyperparameter_search"),
     "sentence-transformers": ("sentence_transformers", "the task sentence-similarity"),
     "torchao": ("torchao", "8-bit, 4-bit and fp8 AdamW, compiled"),
     "trl": ("trl", "the task reinforcement-learning"),
