@@ -1,0 +1,203 @@
+"""Time to an equally good front of accuracy and latency: `python -m benchmarks.search`.
+
+A part of Banking77, all-MiniLM-L6-v2: fine-tuned, then heads and features cut and taught by the fine-tuned model, then
+exported in int8. Searched are how much is cut and how the rest learns. Three ways, with the recipe's seed as theirs:
+
+- random: random search that trains and measures each trial as a whole, as a script around stock pieces does;
+- optuna: the same with Optuna's TPE;
+- ours: `hf_efficient.search` with TPE.
+
+Trials of the first two cost the time of a whole run: fine-tuning is the same for all of them, so it is done once here,
+and its seconds are counted for each. Loading and encoding data is counted on no side. A front's worth is its
+hypervolume above an accuracy of 0.5 and below twice the latency of the recipe as given.
+"""
+
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from benchmarks.banking77 import folder_of_data
+from benchmarks.harness import CACHE, Bench, alone, main, ratios
+from hf_efficient import job, outcome
+from hf_efficient.pretrained import DEFAULT_MODEL
+from hf_efficient.reading import read_file
+from hf_efficient.recipe import Recipe
+from hf_efficient.search import goals, leases, samplers, space, speeds, store, study, trials
+from hf_efficient.search.goals import Goals, Objective
+from hf_efficient.search.space import Space
+from hf_efficient.search.speeds import SpeedTable
+from hf_efficient.search.study import FIGURES, Search, completed, quietly
+from hf_efficient.search.trials import WHOLE, Judged, Trials
+
+TRIALS, EXAMPLES = 10, 1500
+LEAST_ACCURACY, MOST_LATENCY = 0.5, 2.0
+GOALS = Goals((Objective("accuracy", True), Objective("latency_ms", False)))
+CUT = "stages.compress.optimizations.structured_pruning"
+SPACE = {
+    f"{CUT}.keep_heads": {"low": 0.25, "high": 1.0, "step": 0.25},
+    f"{CUT}.keep_ffn": {"low": 0.125, "high": 1.0, "step": 0.125},
+    "stages.compress.training.learning_rate": {"low": 5e-5, "high": 2e-3, "log": True},
+    "stages.compress.optimizations.distillation.temperature": {"low": 1.0, "high": 4.0},
+}
+
+Event = tuple[float, float, float]
+"""Seconds since the search began, accuracy, latency in ms."""
+
+
+def body(bench: Bench) -> None:
+    found: dict[str, list[Any]] = {"random": [], "optuna": [], "ours": []}
+    for seed in bench.seeds:
+        shared = {"seed": seed, "trials": 2 if bench.quick else TRIALS}
+        for name in ("random", "optuna"):
+            cell = bench.cell(
+                {**shared, "way": name}, lambda name=name, seed=seed: alone(whole, bench.quick, seed, name)
+            )  # type: ignore[misc]
+            found[name].append(cell)
+        target = found["optuna"][-1]
+        budget = {"seconds": target["events"][-1][0], "worth": target["worth"], "latency": target["latency"]}
+        found["ours"].append(
+            bench.cell(
+                {**shared, "way": "ours", **budget}, lambda seed=seed, b=budget: alone(ours, bench.quick, seed, b)
+            )
+        )  # type: ignore[misc]
+    theirs = [each["events"][-1][0] for each in found["optuna"]]
+    mine = [each["reached"] or each["events"][-1][0] for each in found["ours"]]
+    missed = sum(each["reached"] is None for each in found["ours"])
+    if missed:
+        bench.notes.append(f"in {missed} searches ours did not reach the hypervolume of Optuna's within its time")
+    bench.claim("time_to_same_hypervolume", ratios(mine, theirs), "time of ours / Optuna's with whole runs", "<= 0.334")
+    for name, cells in found.items():
+        bench.claim(f"{name}_hypervolume", [each["worth"] for each in cells], "of the front, when it ended")
+        bench.claim(f"{name}_seconds", [each["events"][-1][0] for each in cells], "s until then")
+        bench.claim(f"{name}_trials", [len(each["events"]) for each in cells], "trials that were trained to their end")
+    bench.claim("ours_stopped", [each["stopped"] for each in found["ours"]], "trials of ours that were stopped early")
+
+
+def recipe(quick: bool, seed: int, folder: Path) -> Recipe:
+    """The recipe as given, on a part of the training data."""
+    bank = folder_of_data("banking77")
+    rows = read_file(bank / "train.csv").shuffle(seed=0).select(range(600 if quick else EXAMPLES))
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(str(folder / "train.csv"), index=False)
+    training = {"per_device_train_batch_size": 32, "warmup_steps": 0.1, "eval_strategy": "no", "save_strategy": "no"}
+    short = {"max_steps": 4} if quick else {}
+    more = {"load_best_model_at_end": False, **short}
+    fast = {"length_batching": {}, "precision": {}}
+    stages = {
+        "finetune": {
+            "training": {**training, "num_train_epochs": 6, "learning_rate": 3e-4, **more},
+            "optimizations": fast,
+        },
+        "compress": {
+            "training": {**training, "num_train_epochs": 4, "learning_rate": 5e-4, **more},
+            "optimizations": {
+                **fast,
+                "structured_pruning": {"keep_heads": 0.5, "keep_ffn": 0.5},
+                "distillation": {"teacher": "finetune"},
+            },
+        },
+    }
+    values: dict[str, Any] = {
+        "name": "banking",
+        "task": "text-classification",
+        "model": DEFAULT_MODEL,
+        "data": {"train": str(folder / "train.csv"), "max_length": 64},
+        "stages": stages,
+        "export": {"format": "onnx", "quantize": "dynamic", "max_drop": 1.0},
+        "search": {"space": SPACE, "objectives": list(map(str, GOALS.objectives)), "sampler": "tpe"},
+        "seed": seed,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return Recipe.load(path)
+
+
+class WholeRuns(Trials):
+    """Trials that share nothing but, for our patience, the fine-tuned model, whose seconds each of them counts."""
+
+    charged = 0.0
+    _fine_tuning: float | None = None
+
+    def run(self, number: int, values: Any, share: float = WHOLE) -> Judged:
+        self._speeds = SpeedTable(self.folder / "trials" / f"{number:04d}" / "speeds")
+        began = time.perf_counter()
+        judged = super().run(number, values, share)
+        self.charged += time.perf_counter() - began + (self._fine_tuning or 0.0)
+        if self._fine_tuning is None:
+            told = json.loads((self.store.folder / judged.stages[0] / job.STAGE_FILE).read_text())
+            self._fine_tuning = told["training"]["seconds"]
+        return judged
+
+
+def whole(quick: bool, seed: int, sampler: str) -> dict[str, Any]:
+    """Optuna around whole runs."""
+    folder = _emptied(f"{sampler}-{seed}")
+    given = recipe(quick, seed, folder)
+    assert given.search is not None
+    drawn = Space(given, given.search.space)
+    runs = WholeRuns(given, folder, GOALS, drawn.first_stage())
+    runs.job(given)
+    classes = {"random": optuna.samplers.RandomSampler, "optuna": optuna.samplers.TPESampler}
+    made = optuna.create_study(directions=["maximize", "minimize"], sampler=classes[sampler](seed=seed))
+    events: list[Event] = []
+    for number in range(2 if quick else TRIALS):
+        trial = made.ask()
+        figures = runs.run(number, drawn.suggested(trial)).figures
+        made.tell(trial, GOALS.values(figures))
+        events.append((runs.charged, figures["accuracy"], figures["latency_ms"]))
+    latency = runs.run(9999, {}).figures["latency_ms"]  # of the recipe as given, for the scale; not counted
+    return {"events": events, "latency": latency, "worth": hypervolume(events, latency)}
+
+
+def ours(quick: bool, seed: int, budget: dict[str, float]) -> dict[str, Any]:
+    """Our search, trial by trial, until it is as good as Optuna's was or has taken as long."""
+    folder = _emptied(f"ours-{seed}")
+    search = Search(recipe(quick, seed, folder), folder)
+    made = search.open(TRIALS)
+    events: list[Event] = []
+    reached, spent = None, 0.0
+    for wanted in itertools.count(1):
+        began = time.perf_counter()
+        with quietly():
+            search.work(made, wanted)
+        spent += time.perf_counter() - began
+        done = completed(made)
+        if len(done) > len(events):
+            figures = max(done, key=lambda trial: trial.number).user_attrs[FIGURES][str(WHOLE)]
+            events.append((spent, figures["accuracy"], figures["latency_ms"]))
+        if reached is None and hypervolume(events, budget["latency"]) >= budget["worth"]:
+            reached = spent
+        if reached is not None or spent >= budget["seconds"]:
+            break
+    stopped = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in made.get_trials(deepcopy=False))
+    worth = hypervolume(events, budget["latency"])
+    return {"events": events, "reached": reached, "worth": worth, "stopped": stopped}
+
+
+def hypervolume(events: Iterable[Sequence[float]], latency: float) -> float:
+    """Of the front of ``events``: accuracy above the least one, times latency below the most one, as shares."""
+    points = sorted((took / latency, accuracy) for _, accuracy, took in events)
+    worth, best = 0.0, LEAST_ACCURACY
+    for took, accuracy in points:
+        if accuracy > best and took < MOST_LATENCY:
+            worth += (MOST_LATENCY - took) / MOST_LATENCY * (accuracy - best) / (1 - LEAST_ACCURACY)
+            best = accuracy
+    return worth
+
+
+def _emptied(name: str) -> Path:
+    folder = CACHE / "search" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+DEPENDS = (goals, job, leases, outcome, samplers, space, speeds, store, study, trials)
+
+if __name__ == "__main__":
+    main("search", body, DEPENDS)
