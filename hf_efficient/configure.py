@@ -52,15 +52,17 @@ def configure(
     constructor = Constructor(init, args, kwargs)
     given = constructor.given
     training_args = given.get("args")
+    changes = _keep_functions(trainer, given)
     callbacks = [_instance(callback) for callback in given.get("callbacks") or []]
     ours = [callback for callback in callbacks if isinstance(callback, Optimization)]
     tuning = None
     if getattr(training_args, "autotune", False):
         training_args, tuning = _tuned(trainer, again, constructor, ours)
+        changes["args"] = training_args
     from_args = build_optimizations(getattr(training_args, "optimizations", None))
     plan = Plan([*from_args, *ours])
     if not plan:
-        return (*((args, kwargs) if tuning is None else constructor.call({"args": training_args})), tuning)
+        return (*(constructor.call(changes) if changes else (args, kwargs)), tuning)
     if training_args is None:
         raise ConfigError(
             f"{next(iter(plan)).name} needs training arguments: pass args=EfficientTrainingArguments(...)"
@@ -74,18 +76,36 @@ def configure(
     model = given.get("model")
     model = model if isinstance(model, nn.Module) else None
     plan.check(Context(args=training_args, model=model, processor=given.get("processing_class")))
-    changes = {"args": plan.configure(training_args), "callbacks": [*callbacks, *from_args]}
+    changes |= {"args": plan.configure(training_args), "callbacks": [*callbacks, *from_args]}
     for optimization in plan:
         optimization.attach()
     return (*constructor.call(changes), tuning)
 
 
+def _keep_functions(trainer: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Leave functions in ``optimizers=`` with ``trainer``; what the constructor, which takes objects, gets instead."""
+    both = tuple(given.get("optimizers") or (None, None))
+    objects = tuple(None if callable(one) else one for one in both)
+    for one in objects:
+        if one is not None and given.get("model_init") is not None:
+            raise ConfigError(
+                f"optimizers=: {type(one).__name__} belongs to one model, and model_init makes another for each "
+                "training; give functions instead, (make_optimizer, make_scheduler), called as make_optimizer(model, "
+                "args) and make_scheduler(optimizer, args, steps)"
+            )
+    if objects == both:
+        return {}
+    trainer.optimizer_factory, trainer.scheduler_factory = (one if callable(one) else None for one in both)
+    return {"optimizers": objects}
+
+
 def _has_optimizer(given: dict[str, Any]) -> bool:
-    return _optimizer_object(given) is not None or given.get("optimizer_cls_and_kwargs") is not None
+    return (given.get("optimizers") or (None,))[0] is not None or given.get("optimizer_cls_and_kwargs") is not None
 
 
 def _optimizer_object(given: dict[str, Any]) -> Any:
-    return (given.get("optimizers") or (None,))[0]
+    given_optimizer = (given.get("optimizers") or (None,))[0]
+    return None if callable(given_optimizer) else given_optimizer
 
 
 def _instance(callback: Any) -> Any:
@@ -105,13 +125,17 @@ def _tuned(
         return args, None
     if _optimizer_object(given) is not None:
         raise ConfigError(
-            "autotune trains copies of the model, which optimizers= cannot go with; pass optimizer_cls_and_kwargs="
+            "autotune trains copies of the model, which an object in optimizers= cannot go with; pass "
+            "optimizer_cls_and_kwargs="
         )
     sized = has_length(dataset)
     model = given["model"] if isinstance(given.get("model"), nn.Module) else given["model_init"]()
     listed = {**(getattr(args, "optimizations", None) or {}), **{one.name: vars(one) for one in ours}}
     if given.get("optimizer_cls_and_kwargs") is not None:
         listed["optimizer"] = given["optimizer_cls_and_kwargs"]
+    elif _has_optimizer(given):
+        factory = given["optimizers"][0]
+        listed["optimizer"] = getattr(factory, "__qualname__", type(factory).__name__)  # no address: new in every run
     training = Training(
         trainer_class=type(trainer),
         args=args,

@@ -121,8 +121,8 @@ def _phases(trainer: Any, plan: Plan, trial: Any) -> tuple[Phase | None, Phase]:
         )
     if trainer.optimizer is not None and trainer.model_init is None and not trainer._created_lr_scheduler:
         raise ConfigError(
-            "dense_epochs starts a new optimizer and schedule after the dense phase, which optimizers= cannot give; "
-            "pass optimizer_cls_and_kwargs= instead"
+            "dense_epochs starts a new optimizer and schedule after the dense phase, which an object in optimizers= "
+            "cannot give; pass optimizer_cls_and_kwargs= instead"
         )
     args = copy.copy(trainer.args)
     args.output_dir = str(output / DENSE)
@@ -258,7 +258,9 @@ def _finish(trainer: Any, plan: Plan) -> None:
     trainer.model_wrapped = trainer.model
     changing = [one for one in plan.overriding("finalize") if one.order > Order.PRECISION]  # others compute the same
     if changing and trainer.eval_dataset is not None:
-        trainer.evaluate()
+        metrics = trainer.evaluate()
+        if trainer.hp_search_backend is not None:  # a search compares finished models
+            trainer.objective = trainer.compute_objective(metrics)
 
 
 def save_final(trainer: Any, folder: Path, plan: Plan | None = None) -> None:

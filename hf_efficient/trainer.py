@@ -1,13 +1,14 @@
 """EfficientTrainer: `transformers.Trainer` that runs optimizations; with none listed it is stock, bit for bit.
 
 The mixin changes these seams of Trainer and nothing else: `__init__` (optimizations see the arguments before Accelerate
-does), `train` (phases), `add_callback`, samplers and loss (`hf_efficient.batches`), `create_optimizer`, the two ends of
-a checkpoint, and what goes to the Hub. Hooks that no optimization overrides are never called.
+does), `train` (phases), `add_callback`, samplers and loss (`hf_efficient.batches`), `create_optimizer` and
+`create_scheduler`, `hyperparameter_search`, the two ends of a checkpoint, and what goes to the Hub. Hooks that no
+optimization overrides are never called.
 """
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +17,8 @@ import datasets
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
-from transformers.trainer_utils import HubStrategy, TrainOutput, has_length
+from transformers.hyperparameter_search import default_hp_search_backend
+from transformers.trainer_utils import BestRun, HPSearchBackend, HubStrategy, TrainOutput, has_length
 
 from hf_efficient.batches import BatchMixin
 from hf_efficient.checkpoint import load_state, load_weights, save_state
@@ -27,6 +29,7 @@ from hf_efficient.functional.batching import by_length
 from hf_efficient.optimization import Context, Optimization, Served, overrides
 from hf_efficient.phase import MAIN, train_phases
 from hf_efficient.plan import Plan
+from hf_efficient.runtimes import require_packages
 
 if TYPE_CHECKING:
     from hf_efficient.accounting import Accounting
@@ -56,6 +59,10 @@ class EfficientMixin(BatchMixin, _Base):
 
     tuning: "Tuning | None" = None
     """What `args.autotune` found."""
+
+    optimizer_factory: Callable[[nn.Module, Any], torch.optim.Optimizer] | None = None
+    scheduler_factory: Callable[[torch.optim.Optimizer, Any, int], Any] | None = None
+    """Functions given in ``optimizers=``: unlike objects they fit every model that `model_init` returns."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         args, kwargs, self.tuning = configure(self, EfficientMixin.__init__, super().__init__, args, kwargs)
@@ -91,14 +98,46 @@ class EfficientMixin(BatchMixin, _Base):
         `resume_from_checkpoint` skips a finished phase and resumes in the one that was interrupted.
         """
         stock = functools.partial(super().train, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
-        plan = Plan(self.optimizations)
-        if not plan and not getattr(self.args, "dense_epochs", 0):
+        if not self.optimizations and not getattr(self.args, "dense_epochs", 0):
             return stock(resume_from_checkpoint=resume_from_checkpoint)
-        return train_phases(self, plan, stock, resume_from_checkpoint, trial)
+        self._hp_search_setup(trial)  # before the model is made and phases are planned
+        return train_phases(self, Plan(self.optimizations), stock, resume_from_checkpoint, trial)
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], dict[str, Any]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] = "minimize",
+        backend: str | HPSearchBackend | None = None,
+        hp_name: Callable[[Any], str] | None = None,
+        **kwargs: Any,
+    ) -> BestRun | list[BestRun]:
+        """Stock `hyperparameter_search`; with Optuna through `hf_efficient.hyperparameters`, which prunes on all
+        processes, takes ``optimizations.<name>.<setting>`` as hyperparameters and keeps the best trial's checkpoints.
+
+        Raises:
+            ConfigError: no `model_init`, several jobs, a hyperparameter that does not exist, or no trial that finished.
+            MissingDependencyError: Optuna was asked for and is not installed.
+        """
+        backend = HPSearchBackend(default_hp_search_backend() if backend is None else backend)
+        if backend is not HPSearchBackend.OPTUNA:
+            return super().hyperparameter_search(
+                hp_space, compute_objective, n_trials, direction, backend, hp_name, **kwargs
+            )
+        require_packages(["optuna"], "hyperparameter_search", "search")
+        from hf_efficient.hyperparameters import search
+
+        return search(self, hp_space, compute_objective, n_trials, direction, hp_name, kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Stock `create_optimizer`, from the class and settings that the optimizations of this phase choose."""
+        """Stock `create_optimizer`, from the class and settings that the optimizations of this phase choose.
+
+        Where ``optimizers=`` holds a function, the optimizer is what it makes of the model and the arguments.
+        """
         plan = self.phase.plan if self.phase is not None else Plan()
+        if self.optimizer is None and self.optimizer_factory is not None:
+            self.optimizer = self.optimizer_factory(cast(nn.Module, self.model if model is None else model), self.args)
         if self.optimizer is not None or not plan.overriding("choose_optimizer"):
             return super().create_optimizer(model)
         target = cast(PreTrainedModel, self.model if model is None else model)
@@ -108,6 +147,17 @@ class EfficientMixin(BatchMixin, _Base):
             return super().create_optimizer(model)
         finally:
             self.optimizer_cls_and_kwargs = None
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Stock `create_scheduler`; where ``optimizers=`` holds a function for it, what that makes of the optimizer,
+        the arguments and the number of steps."""
+        if self.lr_scheduler is None and self.scheduler_factory is not None:
+            made_for = cast(torch.optim.Optimizer, optimizer or self.optimizer)
+            self.lr_scheduler = self.scheduler_factory(made_for, self.args, num_training_steps)
+            self._created_lr_scheduler = True  # the next training needs another
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def push_to_hub(
         self,
@@ -221,6 +271,10 @@ class EfficientMixin(BatchMixin, _Base):
             raise ConfigError("calibration needs training data, but train_dataset is empty or missing")
         starts = range(0, len(examples), size)
         return [self._prepare_inputs(self.collate(examples[start : start + size])) for start in starts]
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        if self.phase is None:  # `train` has set up the trial; again, it would undo what a phase changes
+            super()._hp_search_setup(trial)
 
     def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
         if self.phase is None or self.phase.name == MAIN:  # the dense phase counts the same steps

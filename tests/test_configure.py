@@ -123,6 +123,18 @@ def test_an_optimizer_of_the_user_is_refused(tmp_path: Path) -> None:
         tuned(tmp_path, given=given)
 
 
+def test_a_function_that_makes_the_optimizer_is_tuned(tmp_path: Path) -> None:
+    made = []
+
+    def make_optimizer(model: Any, args: Any) -> torch.optim.Optimizer:
+        made.append(model)
+        return torch.optim.SGD(model.parameters(), args.learning_rate)
+
+    tuning = tuned(tmp_path, given={"optimizers": (make_optimizer, None)}, max_steps=6).tuning
+    assert made
+    assert "optimizer" not in tuning.optimizations
+
+
 def test_arguments_of_stock_are_not_tuned(tmp_path: Path) -> None:
     trainer = efficient(Trainer)(KINDS["text"].model(), arguments(TrainingArguments, tmp_path))
     assert trainer.tuning is None

@@ -16,17 +16,26 @@ from tests.test_parity import assert_same_tensors
 NAMES = list(distributed_worker.cases(1))
 
 
+def on_two_processes(module: str, folder: Path, timeout_s: float | None = None) -> None:
+    """Run ``python -m module folder`` on two processes of one training."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", module, str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=Path(__file__).parents[1],
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the results of both ranks of a two-process run."""
     folder = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    worker = ["-m", "tests.distributed_worker", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launch, *worker], capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1], check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_processes("tests.distributed_worker", folder)
     return folder
 
 

@@ -14,7 +14,7 @@ LAYERS = [
     {"optimization", "proposal", "timing", "calibration", "capture", "rounding"},
     {"teacher", "cutting", "sensitivity", "prefix", "passes"},
     {"measure", "accounting"},
-    {"plan", "report", "picture", "wording", "quantizers", "trial"},
+    {"plan", "report", "picture", "wording", "quantizers", "trial", "shared_trial"},
     {
         "arguments",
         "autotune",
@@ -34,7 +34,7 @@ LAYERS = [
     {"finished", "collation"},
     {"phase"},
     {"batches"},
-    {"configure"},
+    {"configure", "hyperparameters"},
     {"trainer", "task", "recipe", "app"},
     {"outcome", "compress", "profiling", "predictor"},
     {"service", "predict"},
