@@ -85,6 +85,7 @@ setup(
         "pandas>=2.2",
         "pyarrow>=21",
         "evaluate>=0.4.6",
+        "filelock>=3.13",
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "seqeval>=1.2.2",
