@@ -9,7 +9,9 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("search", help="find the best values of a recipe, by accuracy and measured speed")
     parser.add_argument("recipe", help="name of a bundled recipe, or path of a YAML file, with a search: block")
     parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="as for `run`")
-    parser.add_argument("--trials", type=int, required=True, help="finished trials in all, earlier calls counted")
+    parser.add_argument(
+        "--trials", type=int, help="finished trials in all, earlier calls counted; none: look at what is there"
+    )
     parser.add_argument(
         "--space", metavar="FILE", help="YAML file with a search: block's keys, in place of the recipe's"
     )

@@ -16,8 +16,6 @@ from typing import Any
 import psutil
 
 LEASE = "lease"
-KILLED = "killed"
-"""User attribute of a trial whose worker was lost."""
 BEAT_SECONDS = 10.0
 GRACE_SECONDS = 90.0
 

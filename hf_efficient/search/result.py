@@ -12,8 +12,9 @@ from hf_efficient.errors import ConfigError
 from hf_efficient.files import atomic_path, write_json, write_text
 from hf_efficient.picture import AFTER_COLOUR, BEFORE_COLOUR, MUTED_COLOUR, blank
 from hf_efficient.recipe import Recipe
+from hf_efficient.search.earlier import STUDY
 from hf_efficient.search.goals import Goals, Rule
-from hf_efficient.search.study import AS_GIVEN, ERROR, FIGURES, STAGES, STOPPED, VALUES, is_void
+from hf_efficient.search.study import AS_GIVEN, EARLIER, ERROR, FIGURES, STAGES, STOPPED, VALUES, is_void
 from hf_efficient.search.trials import WHOLE
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-JSON, MARKDOWN, CHOSEN = "study.json", "study.md", "chosen.yaml"
+MARKDOWN, CHOSEN = "study.md", "chosen.yaml"
 _PICTURES = {
     "history.png": "plot_optimization_history",
     "importance.png": "plot_param_importances",
@@ -96,6 +97,7 @@ class Found:
 
     def _remark(self, trial: Mapping[str, Any]) -> str:
         said = ["as given"] if trial["as_given"] else []
+        said += [f"of {trial['earlier']}"] if trial["earlier"] else []
         said += ["**chosen**"] if trial["number"] == self.chosen else []
         said += ["front"] if trial["number"] in self.front else []
         said += [trial["why"]] if trial["why"] else []
@@ -103,7 +105,7 @@ class Found:
 
     def save(self, folder: Path, study: "optuna.Study", title: str, notes: Sequence[str] = ()) -> None:
         """Write table, JSON and pictures."""
-        write_json(folder / JSON, self.plain())
+        write_json(folder / STUDY, self.plain())
         write_text(folder / MARKDOWN, self.markdown(title, notes))
         if len(self.goals.objectives) > 1 and self.front:
             with atomic_path(folder / "front.png") as path:
@@ -171,6 +173,7 @@ def _plain(trial: Any) -> dict[str, Any]:
         "figures": after.get(str(WHOLE)),
         "after": after,
         "stages": attrs.get(STAGES, []),
+        "earlier": attrs.get(EARLIER, ""),
         "why": attrs.get(STOPPED) or attrs.get(ERROR) or "",
         "seconds": took,
     }

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import write_text
 from hf_efficient.machine import available_cores
 from hf_efficient.recipe import Recipe
 from hf_efficient.run import run_in
+from hf_efficient.search.earlier import STUDY
 from hf_efficient.search.goals import Rule
 from hf_efficient.search.result import CHOSEN, Found, chosen_recipe, put_in_place
 from hf_efficient.search.study import Search
@@ -45,7 +48,7 @@ def search(
     recipe: str | Path,
     overrides: Sequence[str] = (),
     *,
-    trials: int,
+    trials: int | None = None,
     runs: str | Path = "runs",
     name: str = NAME,
     storage: str | None = None,
@@ -58,6 +61,7 @@ def search(
 
     Args:
         recipe, overrides: as for `run`; the recipe has a ``search:`` block (`SearchSettings`).
+        trials: in all; None runs none, and looks at those that are there.
         runs: folder of run folders; the search lies in ``<runs>/<recipe>/<name>``.
         storage: URL of an Optuna storage, or a file ending in .log; None: SQLite in that folder.
         workers: processes on this machine; others may work on the same storage.
@@ -69,17 +73,23 @@ def search(
         ConfigError, DataError, MissingDependencyError: bad input, or nothing that could be chosen.
         KeyboardInterrupt: after what is there was written.
     """
-    if trials < 1 or workers < 1:
+    if (trials is not None and trials < 1) or workers < 1:
         raise ConfigError(f"a search takes at least one trial and one worker, got {trials} and {workers}")
+    if PartialState().num_processes > 1:
+        raise ConfigError("a trial runs in one process: start the search without accelerate launch, with --workers")
     loaded = Recipe.load(recipe, overrides)
     folder = Path(runs) / loaded.name / name
     one = Search(loaded, folder, storage)
     rule = None if pick is None else Rule.parse(pick, one.known)
-    study = one.open(trials, workers > 1)
+    if trials is None and not (folder / STUDY).is_file():
+        raise ConfigError(f"there is no search in {folder} yet; say how many --trials to run")
+    study = one.open(trials or 1, workers > 1)
     write_text(folder / RECIPE, loaded.to_yaml())
     say(f"sampler: {one.reason}")
     try:
-        if workers == 1:
+        if trials is None:
+            pass
+        elif workers == 1:
             one.work(study, trials, say)
         else:
             _work_apart(folder, storage, trials, workers)

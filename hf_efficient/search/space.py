@@ -80,11 +80,15 @@ class Space:
         """Whether all are ranges of numbers."""
         return all(dimension.choices is None for dimension in self.dimensions.values())
 
-    def suggested(self, trial: Any) -> dict[str, Any]:
-        """Dotted key -> value, as an `optuna.Trial` proposes them; keys whose condition does not hold are left out."""
+    def suggested(self, trial: Any, only: set[str] | None = None) -> dict[str, Any]:
+        """Dotted key -> value, as an `optuna.Trial` proposes them; keys whose condition does not hold are left out.
+
+        Args:
+            only: keys to ask for; None: all.
+        """
         values: dict[str, Any] = {}
         for key, dimension in self.dimensions.items():
-            if self._applies(dimension, values):
+            if (only is None or key in only) and self._applies(dimension, values):
                 values[key] = _suggest(trial, key, dimension)
         return values
 
@@ -97,10 +101,14 @@ class Space:
 
     def as_given(self) -> dict[str, Any]:
         """Parameters of Optuna for the recipe as it is, where its values are in the space."""
+        return self.parameters({key: self.given(key) for key in self.dimensions})
+
+    def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters of Optuna for ``values``, those that are not in the space left out."""
         found: dict[str, Any] = {}
         for key, dimension in self.dimensions.items():
-            value = self.given(key)
-            if value is None or not self._applies(dimension, {}):
+            value = values.get(key)
+            if value is None or not self._applies(dimension, values):
                 continue
             if dimension.choices is not None:
                 if value in dimension.choices:

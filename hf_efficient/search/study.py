@@ -12,8 +12,9 @@ import torch
 
 from hf_efficient.errors import ConfigError, EfficientError, MissingDependencyError
 from hf_efficient.recipe import Recipe
+from hf_efficient.search.earlier import earlier
 from hf_efficient.search.goals import Constraint, Goals, Objective
-from hf_efficient.search.leases import KILLED, Lost, lease
+from hf_efficient.search.leases import Lost, lease
 from hf_efficient.search.samplers import CONSTRAINTS, make_pruner, make_sampler
 from hf_efficient.search.space import Space
 from hf_efficient.search.trials import WHOLE, Bar, Figures, Trials, unknown_names
@@ -26,9 +27,11 @@ logger = logging.getLogger(__name__)
 AS_GIVEN, SURPLUS, ERROR, STOPPED = "as given", "surplus", "error", "stopped"
 FIGURES = "figures"
 """User attributes of a trial. figures: share of the training -> name -> value."""
-STAGES, VALUES, RETRY_OF = "stages", "values", "retry of"
-POLL_SECONDS = 2.0
-
+STAGES, VALUES, RETRY_OF, EARLIER = "stages", "values", "retry of", "earlier"
+SEED_STEP = 1009
+RECIPE, READY = "recipe", "ready"
+"""User attributes of a study."""
+POLL_SECONDS, READY_SECONDS = 2.0, 60.0
 
 _FAILURES = (EfficientError, torch.OutOfMemoryError, MemoryError)
 
@@ -74,19 +77,10 @@ class Search:
         """The study; made, with the recipe as given as its first trial, where it is not there."""
         import optuna
 
-        sampler, self.reason = make_sampler(
-            self.settings.sampler,
-            self.space,
-            len(self.goals.objectives),
-            trials,
-            constrained=bool(self.goals.constraints),
-            seed=self.recipe.seed,
-            parallel=parallel,
-        )
         options: dict[str, Any] = {
             "storage": self.storage,
             "study_name": self.recipe.name,
-            "sampler": sampler,
+            "sampler": self._sampler(trials, parallel, 0),
             "pruner": make_pruner(self.settings.pruner, len(self.goals.objectives)),
         }
         with _reachable(), quietly():
@@ -98,19 +92,37 @@ class Search:
                 try:
                     study = optuna.create_study(directions=directions, **options)
                     study.set_metric_names([goal.name for goal in self.goals.objectives])
-                    study.set_user_attr("search", self.settings.model_dump())
+                    study.set_user_attr(RECIPE, self.recipe.model_dump())
                     study.enqueue_trial(self.space.as_given(), user_attrs={AS_GIVEN: True})
+                    for parameters, source in earlier(self.folder, self.space, self.goals):
+                        study.enqueue_trial(parameters, user_attrs={EARLIER: source})
+                    study.set_user_attr(READY, True)
                 except optuna.exceptions.DuplicatedStudyError:  # another worker has made it meanwhile
                     logger.debug("the study is there already")
             study = optuna.load_study(**options)
-        before = study.user_attrs.get("search")
-        if before is not None and before != self.settings.model_dump():
+            _await_ready(study)
+            # Else a worker that goes on, or works beside others, would draw what was drawn before
+            study.sampler = self._sampler(trials, parallel, len(study.get_trials(deepcopy=False)))
+        if differences := _differences(study.user_attrs[RECIPE], self.recipe.model_dump()):
             raise ConfigError(
-                f"the search in {self.folder} was for something else "
-                f"({_difference(before, self.settings.model_dump())}); go on with the settings that it was started "
-                "with, or give another --name"
+                f"the search in {self.folder} was started with something else ({'; '.join(differences)}); go on with "
+                "what it was started with, or give another --name"
             )
         return study
+
+    def _sampler(self, trials: int, parallel: bool, drawn: int) -> "optuna.samplers.BaseSampler":
+        sampler, self.reason = make_sampler(
+            self.settings.sampler,
+            self.space,
+            len(self.goals.objectives),
+            trials,
+            constrained=bool(self.goals.constraints),
+            seed=self.recipe.seed + SEED_STEP * drawn,
+            parallel=parallel,
+        )
+        if parallel:
+            sampler.reseed_rng()
+        return sampler
 
     def work(self, study: "optuna.Study", wanted: int, say: Callable[[str], None] = logger.info) -> None:
         """Run trials until the study has ``wanted`` that are finished, those of all workers counted.
@@ -136,7 +148,7 @@ class Search:
                     catch=(*_FAILURES, _SurplusError),
                 )
             _require_some(study)
-            if study._stop_flag:  # a grid that has no more
+            if study._stop_flag:  # a grid that has no more; Optuna says so in no other way
                 break
 
     def _objective(
@@ -148,8 +160,9 @@ class Search:
             trial.set_user_attr(SURPLUS, True)
             raise _SurplusError
         with lease(trial):
-            values = self.space.suggested(trial)
-            values = {} if trial.user_attrs.get(AS_GIVEN) else values
+            is_given = trial.user_attrs.get(AS_GIVEN)
+            values = self.space.suggested(trial, set(self.space.as_given()) if is_given else None)
+            values = {} if is_given else values
             trial.set_user_attr(VALUES, values)
             try:
                 figures = self._judged(study, trial, values)
@@ -200,7 +213,6 @@ class Search:
         running = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
         for trial in self._lost.find(running):
             again = {AS_GIVEN: True} if trial.user_attrs.get(AS_GIVEN) else {}
-            study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
             try:
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another worker has seen it, too
@@ -223,7 +235,7 @@ def is_void(trial: Any) -> bool:
     """Whether a trial counts for nothing: its worker was killed or interrupted, or it was one too many."""
     attrs = trial.user_attrs
     failed = trial.state.name == "FAIL"
-    return bool(attrs.get(SURPLUS) or attrs.get(KILLED) or (failed and ERROR not in attrs))
+    return bool(attrs.get(SURPLUS) or (failed and ERROR not in attrs))
 
 
 def completed(study: "optuna.Study") -> list[Any]:
@@ -275,6 +287,27 @@ def _storage(url: str | None, folder: Path) -> "optuna.storages.BaseStorage":
         return optuna.storages.RDBStorage(url, engine_kwargs=settings)
 
 
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    names = [name for name in now if before.get(name) != now[name]]
-    return "; ".join(f"{name}: {before.get(name)!r}, now {now[name]!r}" for name in names)
+def _await_ready(study: "optuna.Study") -> None:
+    """Wait for the worker that makes the study to give it its first trials.
+
+    Raises:
+        ConfigError: it never does.
+    """
+    until = time.monotonic() + READY_SECONDS
+    while READY not in study.user_attrs:
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"the study '{study.study_name}' was never finished being made; remove it from its storage, or give "
+                "another --storage"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """Dotted keys in which two recipes differ, with both values."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [f"{where}: {before!r}, now {now!r}"]
+    found = []
+    for key in {**before, **now}:
+        found += _differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
+    return found

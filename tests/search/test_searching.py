@@ -21,9 +21,8 @@ from hf_efficient.job import Job
 from hf_efficient.measure import measure
 from hf_efficient.run import run
 from hf_efficient.search import search
-from hf_efficient.search.leases import KILLED
 from hf_efficient.search.searching import RECIPE
-from hf_efficient.search.study import is_void
+from hf_efficient.search.study import RETRY_OF, SURPLUS, is_void
 from tests.search.test_space import LAYERS, RATE
 
 ROOT = Path(__file__).parents[2]
@@ -81,24 +80,40 @@ def test_it_goes_on_to_a_total_and_picks_anew(searched: Path, tmp_path: Path) ->
     second = search(searched, trials=3, runs=runs, finish=False)
     assert [trial["seconds"] for trial in second.found.trials][:2] == before
     assert len(second.found.trials) == 3
-    picked = search(searched, trials=3, runs=runs, pick="min bytes", finish=False)
+    picked = search(searched, runs=runs, pick="min bytes", finish=False)
     sizes = {trial["number"]: trial["figures"]["bytes"] for trial in picked.found.trials if trial["figures"]}
     assert sizes[picked.found.chosen or 0] == min(sizes.values())
     with pytest.raises(ConfigError, match="no trial keeps accuracy >= 2"):
-        search(searched, trials=3, runs=runs, pick="accuracy >= 2, min bytes", finish=False)
-    with pytest.raises(ConfigError, match=r"was for something else \(objectives: .*another --name"):
+        search(searched, runs=runs, pick="accuracy >= 2, min bytes", finish=False)
+    with pytest.raises(ConfigError, match=r"with something else \(search\.objectives: .*another --name"):
         search(searched, ["search.objectives=[accuracy]"], trials=3, runs=runs)
+    with pytest.raises(ConfigError, match="say how many --trials"):
+        search(searched, runs=runs, name="new")
 
 
-@pytest.mark.parametrize("storage", [None, "journal.log"])
-def test_killed_workers_lose_nothing(searched: Path, tmp_path: Path, storage: str | None) -> None:
+def test_a_search_starts_from_an_earlier_one_and_draws_nothing_twice(searched: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    search(searched, ["search.sampler=random", "search.rungs=[]"], trials=2, runs=runs, finish=False)
+    first = search(searched, ["search.sampler=random", "search.rungs=[]"], trials=4, runs=runs, finish=False)
+    drawn = [trial["values"][RATE] for trial in first.found.trials[1:]]
+    assert len(set(drawn)) == 3  # the second call does not begin with what the first one drew
+    second = search(searched, ["search.rungs=[]"], trials=2, runs=runs, name="again", finish=False)
+    front = [first.found.trial(number)["values"] for number in first.found.front if number]
+    started = second.found.trial(1)
+    assert started["values"] in front
+    assert started["earlier"] == "tiny/search"
+    assert "of tiny/search" in (second.folder / "study.md").read_text()
+
+
+@pytest.mark.parametrize(("storage", "rounds"), [(None, 2), ("journal.log", 1)])
+def test_killed_workers_lose_nothing(searched: Path, tmp_path: Path, storage: str | None, rounds: int) -> None:
     """Two workers, killed at random moments and started again, end with exactly as many trials as wanted."""
-    wanted, runs = 6, tmp_path / "runs"
+    wanted, runs = 5, tmp_path / "runs"
     where = None if storage is None else str(tmp_path / storage)
     search(searched, trials=1, runs=runs, storage=where, finish=False)
     folder = runs / "tiny" / "search"
     drawn = random.Random(5)
-    for _ in range(2):
+    for _ in range(rounds):
         workers = [start(folder, wanted, where) for _ in range(2)]
         time.sleep(drawn.uniform(6, 12))
         for worker in workers:
@@ -110,9 +125,9 @@ def test_killed_workers_lose_nothing(searched: Path, tmp_path: Path, storage: st
     study = optuna.load_study(study_name="tiny", storage=opened(folder, where))
     counted = [trial for trial in study.trials if not is_void(trial)]
     assert [trial.number for trial in counted] == [trial["number"] for trial in result.found.trials]
-    assert all(
-        trial.user_attrs.get(KILLED) or "surplus" in trial.user_attrs for trial in study.trials if is_void(trial)
-    )
+    lost = [trial.number for trial in study.trials if is_void(trial) and SURPLUS not in trial.user_attrs]
+    again = [trial.user_attrs[RETRY_OF] for trial in study.trials if RETRY_OF in trial.user_attrs]
+    assert sorted(again) == lost  # each is given back once
     names = {path.name for path in (folder / "stages").iterdir()}
     assert names == {key for trial in result.found.trials if stays(trial, result.found) for key in trial["stages"]}
     assert not [path for path in folder.rglob("*") if "checkpoint-" in path.name or path.name.endswith(".tmp")]

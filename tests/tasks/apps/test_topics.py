@@ -29,7 +29,7 @@ def classifier(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             return [{"entities": [{"text": word} for word in words]} for words in marked]
 
     monkeypatch.setattr("hf_efficient.tasks.apps.topics.newest_finished", Path)
-    monkeypatch.setattr("hf_efficient.tasks.apps.topics.Predictor.load", lambda run: Letters())
+    monkeypatch.setattr("hf_efficient.tasks.apps.topics.Predictor.load", lambda run, **options: Letters())
 
 
 def test_without_settings_all_is_one_topic(tmp_path: Path) -> None:
