@@ -12,6 +12,7 @@ and its seconds are counted for each. Loading and encoding data is counted on no
 hypervolume above an accuracy of 0.5 and below twice the latency of the recipe as given.
 """
 
+import functools
 import itertools
 import json
 import shutil
@@ -55,17 +56,12 @@ def body(bench: Bench) -> None:
     for seed in bench.seeds:
         shared = {"seed": seed, "trials": 2 if bench.quick else TRIALS}
         for name in ("random", "optuna"):
-            cell = bench.cell(
-                {**shared, "way": name}, lambda name=name, seed=seed: alone(whole, bench.quick, seed, name)
-            )  # type: ignore[misc]
-            found[name].append(cell)
+            compute = functools.partial(alone, whole, bench.quick, seed, name)
+            found[name].append(bench.cell({**shared, "way": name}, compute))
         target = found["optuna"][-1]
         budget = {"seconds": target["events"][-1][0], "worth": target["worth"], "latency": target["latency"]}
-        found["ours"].append(
-            bench.cell(
-                {**shared, "way": "ours", **budget}, lambda seed=seed, b=budget: alone(ours, bench.quick, seed, b)
-            )
-        )  # type: ignore[misc]
+        compute = functools.partial(alone, ours, bench.quick, seed, budget)
+        found["ours"].append(bench.cell({**shared, "way": "ours", **budget}, compute))
     theirs = [each["events"][-1][0] for each in found["optuna"]]
     mine = [each["reached"] or each["events"][-1][0] for each in found["ours"]]
     missed = sum(each["reached"] is None for each in found["ours"])
