@@ -3,7 +3,7 @@
 import logging
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from hf_efficient.picture import AFTER_COLOUR, BEFORE_COLOUR, MUTED_COLOUR, blan
 from hf_efficient.recipe import Recipe
 from hf_efficient.search.earlier import STUDY
 from hf_efficient.search.goals import Goals, Rule
-from hf_efficient.search.study import AS_GIVEN, EARLIER, ERROR, FIGURES, STAGES, STOPPED, VALUES, is_void
+from hf_efficient.search.study import AS_GIVEN, EARLIER, ERROR, FIGURES, STAGES, STOPPED, VALUES, completed, is_void
 from hf_efficient.search.trials import WHOLE
 
 if TYPE_CHECKING:
@@ -81,9 +81,7 @@ class Found:
         wanted = [goal.name for goal in self.goals.objectives] + [bound.name for bound in self.goals.constraints]
         names = list(dict.fromkeys(wanted))
         keys = list(dict.fromkeys(key for trial in self.trials for key in trial["values"]))
-        short = {
-            key: key.removeprefix("stages.").replace(".training.", ".").replace(".optimizations.", ".") for key in keys
-        }
+        short = shortest(keys)
         lines = [f"# {title}", "", *(f"{note}\n" for note in notes)]
         lines += [
             f"| trial | {' | '.join([*names, *short.values()])} | |",
@@ -188,19 +186,44 @@ def _draw(study: "optuna.Study", goals: Goals, folder: Path) -> None:
     import matplotlib
     import optuna.visualization.matplotlib as plots
 
-    first = goals.objectives[0]
-    target = (lambda trial: trial.values[0]) if len(goals.objectives) > 1 else None
     for name, function in _PICTURES.items():
         with warnings.catch_warnings(), matplotlib.rc_context({"figure.constrained_layout.use": True}):
             warnings.simplefilter("ignore")  # "experimental", and what matplotlib says of long labels
             try:
-                axes: Any = getattr(plots, function)(study, target=target, target_name=first.name)
+                axes: Any = getattr(plots, function)(_first(study), target_name=goals.objectives[0].name)
                 figure = (axes if hasattr(axes, "figure") else axes[0]).figure
                 with atomic_path(folder / name) as path:
                     figure.savefig(path, format="png", dpi=110)
                 matplotlib.pyplot.close(figure)
             except (ValueError, RuntimeError, ZeroDivisionError) as error:
                 logger.info("%s is not drawn: %s", name, error)
+
+
+def _first(study: "optuna.Study") -> "optuna.Study":
+    """The trials that were trained to their end, by the first objective alone, with keys short enough for an axis."""
+    import optuna
+
+    done = completed(study)
+    short = shortest({key for trial in done for key in trial.params})
+    made = optuna.create_study(direction=study.directions[0])
+    for trial in done:
+        params = {short[key]: value for key, value in trial.params.items()}
+        distributions = {short[key]: kind for key, kind in trial.distributions.items()}
+        made.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=trial.values[0]))
+    return made
+
+
+def shortest(keys: Iterable[str]) -> dict[str, str]:
+    """Each dotted key -> as few of its last parts as tell it from the others.
+
+    >>> shortest(["stages.a.rate", "stages.b.rate", "seed"])
+    {'stages.a.rate': 'a.rate', 'stages.b.rate': 'b.rate', 'seed': 'seed'}
+    """
+    ends = {key: [".".join(key.split(".")[-count:]) for count in range(1, len(key.split(".")) + 1)] for key in keys}
+    return {
+        key: next((end for end in mine if not any(end in other for name, other in ends.items() if name != key)), key)
+        for key, mine in ends.items()
+    }
 
 
 def chosen_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
