@@ -3,18 +3,18 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+from datasets import DatasetDict
 from filelock import FileLock
 
 from hf_efficient import __version__
-from hf_efficient.errors import ConfigError
-from hf_efficient.job import STAGE_FILE, Job
+from hf_efficient.job import STAGE_FILE, Job, read_json
 from hf_efficient.phase import FINAL
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
@@ -29,6 +29,7 @@ class StageStore:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._hashed: tuple[Any, str] = (None, "")  # trials share their data, which need not be read for each
 
     def keys(self, job: Job) -> dict[str, str]:
         """Name of each stage of the job's recipe -> its hash."""
@@ -36,7 +37,7 @@ class StageStore:
         common = {
             "versions": {"hf_efficient": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
             "recipe": {name: getattr(recipe, name) for name in ("task", "model", "data", "seed")},
-            "content": _content(job),
+            "content": self._content(job.data),
         }
         found: dict[str, str] = {}
         before: list[Any] = []
@@ -62,7 +63,7 @@ class StageStore:
                 if not (folder / STAGE_FILE).is_file():
                     job.train(name, folder, model, earlier)
             folders[name], model = folder, str(folder / FINAL)
-            told[name] = _read(folder / STAGE_FILE)
+            told[name] = read_json(folder / STAGE_FILE)
         return folders, told
 
     def keep(self, keys: set[str]) -> list[str]:
@@ -76,6 +77,11 @@ class StageStore:
             lock.unlink(missing_ok=True)
         return gone
 
+    def _content(self, data: DatasetDict) -> str:
+        if self._hashed[0] is not data:
+            self._hashed = data, _hash(data)
+        return self._hashed[1]
+
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -83,10 +89,10 @@ class StageStore:
             yield
 
 
-def _content(job: Job) -> str:
+def _hash(data: DatasetDict) -> str:
     """Hash of the rows of all splits."""
     said = hashlib.sha256()
-    for split, rows in sorted(job.data.items()):
+    for split, rows in sorted(data.items()):
         said.update(split.encode())
         for batch in rows.with_format("arrow").iter(batch_size=10_000):
             table = batch.replace_schema_metadata(None)
@@ -95,11 +101,3 @@ def _content(job: Job) -> str:
                 stream.write_table(table)
             said.update(written.getvalue())
     return said.hexdigest()
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}); remove its folder, and the stage is trained anew") from error

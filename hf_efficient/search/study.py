@@ -128,7 +128,7 @@ class Search:
         """Run trials until the study has ``wanted`` that are finished, those of all workers counted.
 
         Raises:
-            ConfigError: the recipe as given cannot run, or every trial failed.
+            ConfigError: the recipe as given cannot run.
         """
         import optuna
 
@@ -147,7 +147,7 @@ class Search:
                     n_trials=1,
                     catch=(*_FAILURES, _SurplusError),
                 )
-            _require_some(study)
+            _require_given(study)
             if study._stop_flag:  # a grid that has no more; Optuna says so in no other way
                 break
 
@@ -220,7 +220,7 @@ class Search:
             study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number, **again})
 
 
-def _require_some(study: "optuna.Study") -> None:
+def _require_given(study: "optuna.Study") -> None:
     """Refuse to go on where nothing can come of it.
 
     Raises:

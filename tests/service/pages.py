@@ -64,6 +64,12 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as opened_one:
+        yield opened_one
+
+
 @contextmanager
 def opened(browser: Any, url: str, *, locale: str = "en-US", width: int = 1100) -> Iterator[Any]:
     """The page at ``url``, ready for input; fails on errors of its scripts and on requests to other machines."""

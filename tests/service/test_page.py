@@ -7,15 +7,10 @@ from typing import Any
 import pytest
 
 from tests.runs import entity_run, text_run
-from tests.service.pages import browser, fits, opened, served_page
+from tests.service.pages import chromium as chromium
+from tests.service.pages import fits, opened, served_page
 
 MARKUP = "<img src=x onerror=alert(1)> <b>my card is lost</b>"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as opened_one:
-        yield opened_one
 
 
 @pytest.fixture(scope="module")

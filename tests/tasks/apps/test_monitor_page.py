@@ -9,16 +9,11 @@ import pytest
 from hf_efficient.tasks.apps import surge
 from hf_efficient.tasks.apps.finance_monitor import FinanceMonitor, Headline, watch
 from hf_efficient.tasks.apps.stream import Followed
-from tests.service.pages import browser, fits, opened, served_app
+from tests.service.pages import chromium as chromium
+from tests.service.pages import fits, opened, served_app
 from tests.tasks.apps.monitor import headlines, monitor
 
 MARKUP = "<img src=x onerror=document.title='broken'> bad ACME news"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as opened_one:
-        yield opened_one
 
 
 @pytest.fixture(scope="module")

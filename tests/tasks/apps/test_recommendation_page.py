@@ -6,16 +6,11 @@ from typing import Any
 import pytest
 
 from hf_efficient.tasks.apps.recommendation import ItemGiven
-from tests.service.pages import SECONDS, browser, fits, opened, served_app
+from tests.service.pages import SECONDS, fits, opened, served_app
+from tests.service.pages import chromium as chromium
 from tests.tasks.apps.shop import prepared
 
 MARKUP = "<img src=x onerror=document.title='broken'> my card is lost"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as opened_one:
-        yield opened_one
 
 
 @pytest.fixture(scope="module")
