@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ class Job(Outcome):
         """
         where = f"stages.{stage}.training"
         own = training_values(self.recipe.stages[stage].training, where, self.task.arguments_class)
-        values = {**STAGE_DEFAULTS, **_pinning(), **self.task.arguments(), **own}
+        values = {**STAGE_DEFAULTS, **_device(), **self.task.arguments(), **own}
         if values["load_best_model_at_end"]:
             values.setdefault("metric_for_best_model", self.task.main_metric)
             values.setdefault("greater_is_better", self.task.greater_is_better)
@@ -217,7 +218,7 @@ class Job(Outcome):
     def judging(self, model: Path, folder: Path) -> Any:
         """A trainer that judges the finished ``model``."""
         self.use(model)
-        settings = {"report_to": "none", "disable_tqdm": False, **_pinning(), **self.task.arguments()}
+        settings = {"report_to": "none", "disable_tqdm": False, **_device(), **self.task.arguments()}
         args = self.task.arguments_class(str(folder), **settings)
         return self.trainer(self.task.load_model(str(model)), args)
 
@@ -296,9 +297,16 @@ def has_started(folder: Path) -> bool | str:
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else False
 
 
-def _pinning() -> dict[str, Any]:
-    """Pinned memory speeds copies to an accelerator up; without one, asking for it only warns."""
-    return {"dataloader_pin_memory": torch.accelerator.is_available()}
+def _device() -> dict[str, Any]:
+    """Training arguments by the device.
+
+    Pinned memory speeds copies to an accelerator up; without one, asking for it only warns. Several processes without
+    an accelerator train together only where CPUs are asked for: else each trains alone, and writes into the files of
+    the others.
+    """
+    if torch.accelerator.is_available():
+        return {"dataloader_pin_memory": True}
+    return {"dataloader_pin_memory": False, "use_cpu": int(os.environ.get("WORLD_SIZE", "1")) > 1}
 
 
 def read_json(path: Path) -> Any:

@@ -16,11 +16,11 @@ from tests.test_parity import assert_same_tensors
 NAMES = list(distributed_worker.cases(1))
 
 
-def on_two_processes(module: str, folder: Path, timeout_s: float | None = None) -> None:
-    """Run ``python -m module folder`` on two processes of one training."""
+def on_two_processes(module: str, *arguments: str | Path, timeout_s: float | None = None) -> None:
+    """Run ``python -m module arguments`` on two processes of one training."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launch, "-m", module, str(folder)],
+        [*launch, "-m", module, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},

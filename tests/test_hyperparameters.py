@@ -120,7 +120,7 @@ def test_two_processes_leave_a_pruned_trial_together(tmp_path: Path) -> None:
     suggestion the trial that it was sent does not hold. With a `model_init` that asks for none, it hangs: only the main
     process leaves the pruned trial, and waits for the other to take the next one, while that waits for gradients of the
     pruned one. Without pruning, the other fails at the end, since it expects `n_trials` trials."""
-    on_two_processes("tests.hyperparameters_worker", tmp_path, WORKER_TIMEOUT_S)
+    on_two_processes("tests.hyperparameters_worker", tmp_path, timeout_s=WORKER_TIMEOUT_S)
     main, other = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert main == other
     trials = main["trials"]

@@ -19,6 +19,7 @@ from hf_efficient.pretrained import class_of
 from hf_efficient.recipe import bundled
 from hf_efficient.run import newest_unfinished, run
 from tests.tasks.conftest import tiny_checkpoint
+from tests.test_distributed import on_two_processes
 from tests.test_parity import assert_same_tensors
 
 RECIPE = """
@@ -164,6 +165,15 @@ def load_few(*args: Any, **kwargs: Any) -> DatasetDict:
         return rows.select(range(0, len(rows), max(1, len(rows) // 250)) if split == "train" else range(16))
 
     return DatasetDict({split: few(split, rows) for split, rows in load(*args, **kwargs).items()})
+
+
+def test_two_processes_train_together(recipe: Path, tmp_path: Path) -> None:
+    on_two_processes("hf_efficient", "run", recipe, "--runs", tmp_path / "runs")
+    (status,) = (tmp_path / "runs" / "tiny").glob("*/run.json")  # one run, not one for each process
+    assert json.loads(status.read_text())["status"] == "finished"
+    for name, epochs in (("finetune", 3), ("compress", 2)):
+        stage = json.loads((status.parent / "stages" / name / "stage.json").read_text())
+        assert max(entry["step"] for entry in stage["history"]) == epochs * 3  # 36 rows, 8 on each of two processes
 
 
 def test_nothing_to_resume(recipe: Path, tmp_path: Path) -> None:
