@@ -74,3 +74,6 @@ class SearchSettings(BaseModel):
 
     rungs: list[Annotated[float, Field(gt=0, lt=1)]] = [0.3]
     """Shares of the training after which a trial is judged, and goes on only if it may still be worth it."""
+
+    launch: str = ""
+    """Command that trains each stage, such as ``accelerate launch --num_processes 2``; empty: the worker does."""

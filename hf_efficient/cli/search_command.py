@@ -19,6 +19,9 @@ def add(subparsers: Any) -> None:
         "--objective", action="append", metavar="GOAL", help="e.g. accuracy or 'min latency_ms'; may repeat"
     )
     parser.add_argument("--constraint", action="append", metavar="BOUND", help="e.g. 'accuracy >= 0.91'; may repeat")
+    parser.add_argument(
+        "--launch", metavar="COMMAND", help="trains each stage, e.g. 'accelerate launch --num_processes 2'"
+    )
     parser.add_argument("--sampler", help="auto, tpe, gp, cmaes, nsga2, nsga3, random or grid")
     parser.add_argument(
         "--pick", metavar="RULE", help="e.g. 'accuracy >= 0.92, min latency_ms'; picks anew at any time"
@@ -69,6 +72,7 @@ def _settings(options: argparse.Namespace) -> list[str]:
         ("objectives", options.objective),
         ("constraints", options.constraint),
         ("sampler", options.sampler),
+        ("launch", options.launch),
     ):
         if value is not None:
             found.append(f"search.{key}={json.dumps(value)}")

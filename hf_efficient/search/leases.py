@@ -5,6 +5,7 @@ was on this machine, or when its lease stays the same for `GRACE_SECONDS` by the
 different machines are never compared.
 """
 
+import logging
 import os
 import socket
 import threading
@@ -15,22 +16,30 @@ from typing import Any
 
 import psutil
 
+logger = logging.getLogger(__name__)
+
 LEASE = "lease"
 BEAT_SECONDS = 10.0
 GRACE_SECONDS = 90.0
+
+Holder = list[Any]
+"""Where a process is, its number, and since when it has it."""
 
 
 @contextmanager
 def lease(trial: Any) -> Iterator[None]:
     """Renew the lease of an `optuna.Trial` as long as the block runs."""
-    holder, done = _holder(), threading.Event()
-    trial.set_user_attr(LEASE, [holder, 0])
+    mine, done = holder(), threading.Event()
+    trial.set_user_attr(LEASE, [mine, 0])
 
     def beat() -> None:
         count = 0
         while not done.wait(BEAT_SECONDS):
             count += 1
-            trial.set_user_attr(LEASE, [holder, count])
+            try:
+                trial.set_user_attr(LEASE, [mine, count])
+            except Exception as error:  # each storage has errors of its own; it may be back by the next beat
+                logger.warning("the lease of trial %d was not renewed: %s", trial.number, error)
 
     thread = threading.Thread(target=beat, name="lease", daemon=True)
     thread.start()
@@ -60,12 +69,13 @@ class Lost:
             before, since = self._seen.setdefault(trial.number, (held, now))
             if before != held:
                 self._seen[trial.number] = (held, now)
-            elif _is_gone(held) or now - since > self.grace:
+            elif (held and is_gone(held[0])) or now - since > self.grace:
                 lost.append(trial)
         return lost
 
 
-def _holder() -> list[Any]:
+def holder() -> Holder:
+    """This process."""
     return [_place(), os.getpid(), psutil.Process().create_time()]
 
 
@@ -77,11 +87,12 @@ def _place() -> str:
         return socket.gethostname()
 
 
-def _is_gone(held: Any) -> bool:
-    """Whether the holder is a process of this machine that is not there any more."""
-    if not held or held[0][0] != _place():
+def is_gone(other: Holder) -> bool:
+    """Whether ``other`` is a process of this machine that is not there any more."""
+    place, number, since = other
+    if place != _place():
         return False
     try:
-        return psutil.Process(held[0][1]).create_time() != held[0][2]
+        return psutil.Process(number).create_time() != since
     except psutil.NoSuchProcess:
         return True

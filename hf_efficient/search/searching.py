@@ -76,7 +76,10 @@ def search(
     if (trials is not None and trials < 1) or workers < 1:
         raise ConfigError(f"a search takes at least one trial and one worker, got {trials} and {workers}")
     if PartialState().num_processes > 1:
-        raise ConfigError("a trial runs in one process: start the search without accelerate launch, with --workers")
+        raise ConfigError(
+            "a search itself is one process: start it without accelerate launch, and let it start the training of its "
+            "trials with --launch 'accelerate launch ...'"
+        )
     loaded = Recipe.load(recipe, overrides)
     folder = Path(runs) / loaded.name / name
     one = Search(loaded, folder, storage)

@@ -16,6 +16,7 @@ from filelock import FileLock
 from hf_efficient import __version__
 from hf_efficient.job import STAGE_FILE, Job, read_json
 from hf_efficient.phase import FINAL
+from hf_efficient.search.launched import training
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 
@@ -24,11 +25,18 @@ class StageStore:
     """Folders of trained stages under ``folder``, each named by a hash of its recipe up to there.
 
     A stage depends on the model, the data with its content, the seed, all stages up to itself, and the versions of
-    what trains. One process at a time trains a stage, and one that was killed is gone on with from its checkpoints.
+    what trains. One worker at a time trains a stage, and one that was killed is gone on with from its checkpoints.
+
+    Args:
+        launch: command that a stage is trained by; empty: this process.
+
+    Raises:
+        ConfigError: ``launch`` is no command line.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, launch: str = ""):
+        self.folder, self.launch = folder, launch
+        self._train = training(launch)
         self._hashed: tuple[Any, str] = (None, "")  # trials share their data, which need not be read for each
 
     def keys(self, job: Job) -> dict[str, str]:
@@ -39,6 +47,8 @@ class StageStore:
             "recipe": {name: getattr(recipe, name) for name in ("task", "model", "data", "seed")},
             "content": self._content(job.data),
         }
+        if self.launch:  # on more processes a step sees more examples
+            common["launch"] = self.launch
         found: dict[str, str] = {}
         before: list[Any] = []
         for name, stage in recipe.stages.items():
@@ -61,7 +71,7 @@ class StageStore:
             earlier = {one: str(path / FINAL) for one, path in folders.items()}
             with self._alone(key):
                 if not (folder / STAGE_FILE).is_file():
-                    job.train(name, folder, model, earlier)
+                    self._train(job, name, folder, model, earlier)
             folders[name], model = folder, str(folder / FINAL)
             told[name] = read_json(folder / STAGE_FILE)
         return folders, told

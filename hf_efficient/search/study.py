@@ -4,7 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ STAGES, VALUES, RETRY_OF, EARLIER = "stages", "values", "retry of", "earlier"
 SEED_STEP = 1009
 RECIPE, READY = "recipe", "ready"
 """User attributes of a study."""
-POLL_SECONDS, READY_SECONDS = 2.0, 60.0
+POLL_SECONDS, READY_SECONDS, LOCKED_SECONDS = 2.0, 60.0, 60.0
+"""LOCKED_SECONDS: how long a database that another program locks is waited for."""
 
 _FAILURES = (EfficientError, torch.OutOfMemoryError, MemoryError)
 
@@ -128,8 +129,14 @@ class Search:
         """Run trials until the study has ``wanted`` that are finished, those of all workers counted.
 
         Raises:
-            ConfigError: the recipe as given cannot run.
+            ConfigError: the recipe as given cannot run, or the storage cannot be used any more.
         """
+        import optuna
+
+        with _reachable(optuna.exceptions.StorageInternalError):
+            self._work(study, wanted, say)
+
+    def _work(self, study: "optuna.Study", wanted: int, say: Callable[[str], None]) -> None:
         import optuna
 
         while True:
@@ -174,6 +181,10 @@ class Search:
                 trial.set_user_attr(ERROR, str(error) or type(error).__name__)
                 say(f"trial {trial.number}: failed, {error}")
                 raise
+            except BaseException:  # interrupted, or the storage is gone: no fault of the trial's
+                with suppress(Exception):
+                    _give_back(study, trial)
+                raise
             trial.set_user_attr(CONSTRAINTS, self.goals.excesses(figures))
             shown = ", ".join(f"{name} {figures[name]:.4g}" for name in sorted(self.goals.names))
             say(f"trial {trial.number}: {shown}")
@@ -212,12 +223,19 @@ class Search:
 
         running = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
         for trial in self._lost.find(running):
-            again = {AS_GIVEN: True} if trial.user_attrs.get(AS_GIVEN) else {}
             try:
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another worker has seen it, too
                 continue
-            study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number, **again})
+            _give_back(study, trial)
+
+
+def _give_back(study: "optuna.Study", trial: Any) -> None:
+    """Let a trial that came to no end be run again, once, with the same values."""
+    if any(each.user_attrs.get(RETRY_OF) == trial.number for each in study.get_trials(deepcopy=False)):
+        return
+    again = {AS_GIVEN: True} if trial.user_attrs.get(AS_GIVEN) else {}
+    study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number, **again})
 
 
 def _require_given(study: "optuna.Study") -> None:
@@ -256,12 +274,13 @@ def quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _reachable() -> Iterator[None]:
+def _reachable(errors: type[Exception] = Exception) -> Iterator[None]:
+    """Tell in plain words of ``errors`` of a storage; each storage has errors of its own."""
     try:
         yield
     except EfficientError:
         raise
-    except Exception as error:  # each storage has errors of its own
+    except errors as error:
         words = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"the storage of the study cannot be used ({type(error).__name__}: {words}); is it locked by another "
@@ -283,7 +302,7 @@ def _storage(url: str | None, folder: Path) -> "optuna.storages.BaseStorage":
             Path(url).parent.mkdir(parents=True, exist_ok=True)
             return optuna.storages.JournalStorage(JournalFileBackend(url))
         url = url or f"sqlite:///{(folder / 'study.db').absolute()}"
-        settings = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+        settings = {"connect_args": {"timeout": LOCKED_SECONDS}} if url.startswith("sqlite") else {}
         return optuna.storages.RDBStorage(url, engine_kwargs=settings)
 
 

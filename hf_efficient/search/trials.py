@@ -59,7 +59,7 @@ class Trials:
 
     def __init__(self, recipe: Recipe, folder: Path, goals: Goals, shared: int):
         self.recipe, self.folder, self.goals = recipe, folder, goals
-        self.store = StageStore(folder / "stages")
+        self.store = StageStore(folder / "stages", recipe.search.launch if recipe.search else "")
         self._speeds = SpeedTable(folder / "speeds")
         self._shared = set(list(recipe.stages)[:shared])
         self._job: Job | None = None

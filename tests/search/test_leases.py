@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-import psutil
 
 from hf_efficient.search import leases
 from hf_efficient.search.leases import LEASE, Lost, lease
@@ -29,10 +28,10 @@ def test_a_lease_is_renewed_while_its_trial_runs(monkeypatch: Any) -> None:
 
 
 def test_a_worker_that_is_gone() -> None:
-    here = leases._place()
+    here = leases.holder()[0]
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    mine = [here, os.getpid(), psutil.Process().create_time()]
+    mine = leases.holder()
     lost = Lost(grace=1000)
     trials = [running(0, [[here, dead.pid, 1.0], 0]), running(1, [mine, 0]), running(2, [["elsewhere", 1, 1.0], 0])]
     lost.find(trials)

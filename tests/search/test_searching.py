@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -144,6 +145,35 @@ def opened(folder: Path, storage: str | None) -> Any:
     if storage is None:
         return f"sqlite:///{folder / 'study.db'}"
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+
+
+def test_a_storage_that_locks_up_and_an_interrupt(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials that they cost are run again, the recipe as given included."""
+    monkeypatch.setattr("hf_efficient.search.study.LOCKED_SECONDS", 0.2)
+    runs = tmp_path / "runs"
+    locks = []
+
+    def lock(line: str) -> None:
+        if line.startswith("trial 0: "):
+            locks.append(sqlite3.connect(runs / "tiny" / "search" / "study.db"))
+            locks[0].execute("BEGIN EXCLUSIVE")
+
+    with pytest.raises(ConfigError, match=r"storage of the study cannot be used .*locked"):
+        search(searched, trials=2, runs=runs, finish=False, say=lock)
+    locks[0].close()
+    with monkeypatch.context() as patched:
+        patched.setattr("hf_efficient.search.trials.Trials.run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            search(searched, trials=2, runs=runs, finish=False)
+    result = search(searched, trials=2, runs=runs, finish=False)
+    assert [trial["as_given"] for trial in result.found.trials] == [True, False]
+    assert all(trial["state"] in ("complete", "pruned") for trial in result.found.trials)
+
+
+def interrupted(*args: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_trials_that_fail_are_told(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
