@@ -4,11 +4,11 @@ A part of Banking77, all-MiniLM-L6-v2: fine-tuned, then heads and features cut a
 exported in int8. Searched are how much is cut and how the rest learns. Three ways, with the recipe's seed as theirs:
 
 - random: random search that trains and measures each trial as a whole, as a script around stock pieces does;
-- optuna: the same with Optuna's TPE;
+- optuna: the same with Optuna's TPE, after 4 random trials (after its default of 10 none would be left to it);
 - ours: `hf_efficient.search` with TPE.
 
 Trials of the first two cost the time of a whole run: fine-tuning is the same for all of them, so it is done once here,
-and its seconds are counted for each. Loading and encoding data is counted on no side. A front's worth is its
+and its seconds are counted for each of them. Loading and encoding data is counted on no side. A front's worth is its
 hypervolume above an accuracy of 0.5 and below twice the latency of the recipe as given.
 """
 
@@ -34,9 +34,9 @@ from hf_efficient.search.goals import Goals, Objective
 from hf_efficient.search.space import Space
 from hf_efficient.search.speeds import SpeedTable
 from hf_efficient.search.study import FIGURES, Search, completed, quietly
-from hf_efficient.search.trials import WHOLE, Judged, Trials
+from hf_efficient.search.trials import WHOLE, Figures, Trials
 
-TRIALS, EXAMPLES = 10, 1500
+TRIALS, STARTUP, EXAMPLES = 10, 4, 1000
 LEAST_ACCURACY, MOST_LATENCY = 0.5, 2.0
 GOALS = Goals((Objective("accuracy", True), Objective("latency_ms", False)))
 CUT = "stages.compress.optimizations.structured_pruning"
@@ -117,18 +117,14 @@ def recipe(quick: bool, seed: int, folder: Path) -> Recipe:
 class WholeRuns(Trials):
     """Trials that share nothing but, for our patience, the fine-tuned model, whose seconds each of them counts."""
 
-    charged = 0.0
-    _fine_tuning: float | None = None
-
-    def run(self, number: int, values: Any, share: float = WHOLE) -> Judged:
+    def charged(self, number: int, values: Any) -> tuple[Figures, float]:
+        """Figures of a trial, and seconds that it takes as a whole."""
         self._speeds = SpeedTable(self.folder / "trials" / f"{number:04d}" / "speeds")
         began = time.perf_counter()
-        judged = super().run(number, values, share)
-        self.charged += time.perf_counter() - began + (self._fine_tuning or 0.0)
-        if self._fine_tuning is None:
-            told = json.loads((self.store.folder / judged.stages[0] / job.STAGE_FILE).read_text())
-            self._fine_tuning = told["training"]["seconds"]
-        return judged
+        judged = self.run(number, values)
+        seconds = time.perf_counter() - began
+        told = json.loads((self.store.folder / judged.stages[0] / job.STAGE_FILE).read_text())
+        return judged.figures, seconds + told["training"]["seconds"]
 
 
 def whole(quick: bool, seed: int, sampler: str) -> dict[str, Any]:
@@ -138,16 +134,21 @@ def whole(quick: bool, seed: int, sampler: str) -> dict[str, Any]:
     assert given.search is not None
     drawn = Space(given, given.search.space)
     runs = WholeRuns(given, folder, GOALS, drawn.first_stage())
-    runs.job(given)
-    classes = {"random": optuna.samplers.RandomSampler, "optuna": optuna.samplers.TPESampler}
-    made = optuna.create_study(directions=["maximize", "minimize"], sampler=classes[sampler](seed=seed))
+    # For the scale, and to have the fine-tuned model; not counted
+    latency = runs.charged(9999, {})[0]["latency_ms"]
+    made_by = {
+        "random": optuna.samplers.RandomSampler(seed=seed),
+        "optuna": optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True),
+    }
+    made = optuna.create_study(directions=["maximize", "minimize"], sampler=made_by[sampler])
     events: list[Event] = []
+    spent = 0.0
     for number in range(2 if quick else TRIALS):
         trial = made.ask()
-        figures = runs.run(number, drawn.suggested(trial)).figures
+        figures, seconds = runs.charged(number, drawn.suggested(trial))
         made.tell(trial, GOALS.values(figures))
-        events.append((runs.charged, figures["accuracy"], figures["latency_ms"]))
-    latency = runs.run(9999, {}).figures["latency_ms"]  # of the recipe as given, for the scale; not counted
+        spent += seconds
+        events.append((spent, figures["accuracy"], figures["latency_ms"]))
     return {"events": events, "latency": latency, "worth": hypervolume(events, latency)}
 
 
