@@ -26,32 +26,8 @@ Holder = list[Any]
 """Where a process is, its number, and since when it has it."""
 
 
-@contextmanager
-def lease(trial: Any) -> Iterator[None]:
-    """Renew the lease of an `optuna.Trial` as long as the block runs."""
-    mine, done = holder(), threading.Event()
-    trial.set_user_attr(LEASE, [mine, 0])
-
-    def beat() -> None:
-        count = 0
-        while not done.wait(BEAT_SECONDS):
-            count += 1
-            try:
-                trial.set_user_attr(LEASE, [mine, count])
-            except Exception as error:  # each storage has errors of its own; it may be back by the next beat
-                logger.warning("the lease of trial %d was not renewed: %s", trial.number, error)
-
-    thread = threading.Thread(target=beat, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-class Lost:
-    """Finds trials whose worker is lost.
+class Leases:
+    """Leases of the trials that one worker runs, and how it finds those that others lost.
 
     Args:
         grace: seconds after which a lease that stays the same has ended.
@@ -59,19 +35,49 @@ class Lost:
 
     def __init__(self, grace: float = GRACE_SECONDS):
         self.grace = grace
+        self._held: set[int] = set()
         self._seen: dict[int, tuple[Any, float]] = {}
 
-    def find(self, running: list[Any]) -> list[Any]:
-        """Those of the ``running`` `optuna.trial.FrozenTrial`."""
-        now, lost = time.monotonic(), []
+    @contextmanager
+    def hold(self, trial: Any) -> Iterator[None]:
+        """Renew the lease of an `optuna.Trial` as long as the block runs."""
+        mine, done = holder(), threading.Event()
+        trial.set_user_attr(LEASE, [mine, 0])
+
+        def beat() -> None:
+            count = 0
+            while not done.wait(BEAT_SECONDS):
+                count += 1
+                try:
+                    trial.set_user_attr(LEASE, [mine, count])
+                except Exception as error:  # each storage has errors of its own; it may be back by the next beat
+                    logger.warning("the lease of trial %d was not renewed: %s", trial.number, error)
+
+        thread = threading.Thread(target=beat, name="lease", daemon=True)
+        self._held.add(trial.number)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self._held.remove(trial.number)
+
+    def lost(self, running: list[Any]) -> list[Any]:
+        """Those of the ``running`` `optuna.trial.FrozenTrial` whose worker is lost."""
+        now, found = time.monotonic(), []
         for trial in running:
             held = trial.user_attrs.get(LEASE)
             before, since = self._seen.setdefault(trial.number, (held, now))
             if before != held:
                 self._seen[trial.number] = (held, now)
-            elif (held and is_gone(held[0])) or now - since > self.grace:
-                lost.append(trial)
-        return lost
+            elif (held and self._is_over(trial.number, held[0])) or now - since > self.grace:
+                found.append(trial)
+        return found
+
+    def _is_over(self, number: int, other: Holder) -> bool:
+        """Whether the worker has ended, or is this one, which could not tell the storage how its trial ended."""
+        return is_gone(other) or (other == holder() and number not in self._held)
 
 
 def holder() -> Holder:

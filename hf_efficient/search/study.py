@@ -14,7 +14,7 @@ from hf_efficient.errors import ConfigError, EfficientError, MissingDependencyEr
 from hf_efficient.recipe import Recipe
 from hf_efficient.search.earlier import earlier
 from hf_efficient.search.goals import Constraint, Goals, Objective
-from hf_efficient.search.leases import Lost, lease
+from hf_efficient.search.leases import Leases
 from hf_efficient.search.samplers import CONSTRAINTS, make_pruner, make_sampler
 from hf_efficient.search.space import Space
 from hf_efficient.search.trials import WHOLE, Bar, Figures, Trials, unknown_names
@@ -71,7 +71,7 @@ class Search:
         )
         self.known = known
         self.trials.goals = self.goals
-        self._bar, self._lost = Bar(self.goals), Lost()
+        self._bar, self._leases = Bar(self.goals), Leases()
         self.storage = _storage(storage, folder)
 
     def open(self, trials: int, parallel: bool = False) -> "optuna.Study":
@@ -131,9 +131,7 @@ class Search:
         Raises:
             ConfigError: the recipe as given cannot run, or the storage cannot be used any more.
         """
-        import optuna
-
-        with _reachable(optuna.exceptions.StorageInternalError):
+        with _reachable(anything=False):
             self._work(study, wanted, say)
 
     def _work(self, study: "optuna.Study", wanted: int, say: Callable[[str], None]) -> None:
@@ -166,7 +164,7 @@ class Search:
         if self._is_surplus(study, trial.number, wanted):
             trial.set_user_attr(SURPLUS, True)
             raise _SurplusError
-        with lease(trial):
+        with self._leases.hold(trial):
             is_given = trial.user_attrs.get(AS_GIVEN)
             values = self.space.suggested(trial, set(self.space.as_given()) if is_given else None)
             values = {} if is_given else values
@@ -222,7 +220,7 @@ class Search:
         import optuna
 
         running = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
-        for trial in self._lost.find(running):
+        for trial in self._leases.lost(running):
             try:
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another worker has seen it, too
@@ -274,18 +272,34 @@ def quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _reachable(errors: type[Exception] = Exception) -> Iterator[None]:
-    """Tell in plain words of ``errors`` of a storage; each storage has errors of its own."""
+def _reachable(anything: bool = True) -> Iterator[None]:
+    """Tell in plain words of a storage's errors.
+
+    Args:
+        anything: whether every error is the storage's, since each has errors of its own; else those that Optuna says
+            are, also where it (4.9) fails once more over them.
+    """
     try:
         yield
     except EfficientError:
         raise
-    except errors as error:
-        words = " ".join(str(error).split())[:200]
+    except Exception as error:
+        cause = error if anything else _of_storage(error)
+        if cause is None:
+            raise
+        words = " ".join(str(cause).split())[:200]
         raise ConfigError(
-            f"the storage of the study cannot be used ({type(error).__name__}: {words}); is it locked by another "
+            f"the storage of the study cannot be used ({type(cause).__name__}: {words}); is it locked by another "
             "program, reachable, and writable?"
         ) from error
+
+
+def _of_storage(error: BaseException | None) -> BaseException | None:
+    import optuna
+
+    while error is not None and not isinstance(error, optuna.exceptions.StorageInternalError):
+        error = error.__context__
+    return error
 
 
 def _storage(url: str | None, folder: Path) -> "optuna.storages.BaseStorage":

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 
 from hf_efficient.search import leases
-from hf_efficient.search.leases import LEASE, Lost, lease
+from hf_efficient.search.leases import LEASE, Leases
 
 
 def running(number: int, held: Any) -> Any:
@@ -17,7 +17,7 @@ def running(number: int, held: Any) -> Any:
 def test_a_lease_is_renewed_while_its_trial_runs(monkeypatch: Any) -> None:
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.01)
     trial = optuna.create_study().ask()
-    with lease(trial):
+    with Leases().hold(trial):
         before = trial.user_attrs[LEASE]
         while trial.user_attrs[LEASE] == before:
             pass
@@ -31,21 +31,24 @@ def test_a_worker_that_is_gone() -> None:
     here = leases.holder()[0]
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    mine = leases.holder()
-    lost = Lost(grace=1000)
-    trials = [running(0, [[here, dead.pid, 1.0], 0]), running(1, [mine, 0]), running(2, [["elsewhere", 1, 1.0], 0])]
-    lost.find(trials)
-    assert [trial.number for trial in lost.find(trials)] == [0]
+    study, worker = optuna.create_study(), Leases(grace=1000)
+    for held in ([here, dead.pid, 1.0], ["elsewhere", 1, 1.0]):
+        study.ask().set_user_attr(LEASE, [held, 0])
+    mine = study.ask()
+    with worker.hold(mine):
+        assert [trial.number for trial in worker.lost(study.trials)] == [0]
+    # It has ended, but the storage was never told
+    assert [trial.number for trial in worker.lost(study.trials)] == [0, mine.number]
 
 
 def test_a_lease_that_is_not_renewed(monkeypatch: Any) -> None:
     now = [0.0]
     monkeypatch.setattr(leases.time, "monotonic", lambda: now[0])
-    lost, holder = Lost(grace=90), ["elsewhere", 1, 1.0]
-    assert lost.find([running(0, [holder, 5])]) == []
+    worker, holder = Leases(grace=90), ["elsewhere", 1, 1.0]
+    assert worker.lost([running(0, [holder, 5])]) == []
     now[0] = 80.0
-    assert lost.find([running(0, [holder, 6])]) == []
+    assert worker.lost([running(0, [holder, 6])]) == []
     now[0] = 160.0
-    assert lost.find([running(0, [holder, 6])]) == []
+    assert worker.lost([running(0, [holder, 6])]) == []
     now[0] = 171.0
-    assert [trial.number for trial in lost.find([running(0, [holder, 6])])] == [0]
+    assert [trial.number for trial in worker.lost([running(0, [holder, 6])])] == [0]
