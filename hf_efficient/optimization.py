@@ -66,6 +66,10 @@ class Served:
     collate: Callable[[list[Any]], Mapping[str, Any]]
 
 
+DECISIONS, GIVEN_DECISIONS = "decisions", "given_decisions"
+"""Folders of a phase: `Context.decide`."""
+
+
 class Order(IntEnum):
     """Where an optimization stands among others, whatever order the user lists them in."""
 
@@ -109,11 +113,14 @@ class Context:
 
         Measured figures are noisy: chosen anew, a resumed run could cut other shapes than its checkpoint has. So the
         main process chooses once, writes `<folder>/decisions/<name>.json` before anything acts on it, and hands the
-        choice to the others. ``choose`` returns plain JSON values.
+        choice to the others; one that lies in `<folder>/given_decisions` is taken as it is. ``choose`` returns plain
+        JSON values.
         """
-        path, choice = self.folder / "decisions" / f"{name}.json", None
+        path, choice = self.folder / DECISIONS / f"{name}.json", None
+        given = self.folder / GIVEN_DECISIONS / path.name
         if self.args.process_index == 0:
-            choice = self._read(path) if self.resuming and path.is_file() else choose()
+            known = path if self.resuming and path.is_file() else given
+            choice = self._read(known) if known.is_file() else choose()
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, choice)
         return from_main(choice, self.args)
@@ -205,6 +212,10 @@ class Optimization(TrainerCallback):
 
     def reset(self) -> None:
         """Forget what an earlier training left."""
+
+    def decides_by_training(self) -> bool:
+        """Whether what it decides depends on how long and at what rate the model will learn."""
+        return True
 
     def prepare_data(self, dataset: Any) -> Any:
         """The training set to use in this phase."""

@@ -86,6 +86,9 @@ class StructuredPruning(Optimization):
         self._decision: dict[str, Any] = {}
         self._restored = False
 
+    def decides_by_training(self) -> bool:
+        return self._target is not None  # then trainings of the shapes in question compare them
+
     @property
     def _target(self) -> Target | None:
         name = next((name for name in TARGETS if getattr(self, name) is not None), None)

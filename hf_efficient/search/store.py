@@ -16,6 +16,7 @@ from filelock import FileLock
 from hf_efficient import __version__
 from hf_efficient.job import STAGE_FILE, Job, read_json
 from hf_efficient.phase import FINAL
+from hf_efficient.search.beginnings import Beginnings, decisions
 from hf_efficient.search.launched import training
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
@@ -37,10 +38,21 @@ class StageStore:
     def __init__(self, folder: Path, launch: str = ""):
         self.folder, self.launch = folder, launch
         self._train = training(launch)
+        self._beginnings = Beginnings(folder)
         self._hashed: tuple[Any, str] = (None, "")  # trials share their data, which need not be read for each
 
     def keys(self, job: Job) -> dict[str, str]:
         """Name of each stage of the job's recipe -> its hash."""
+        recipe, common = job.recipe, self._common(job)
+        found: dict[str, str] = {}
+        before: list[Any] = []
+        for name, stage in recipe.stages.items():
+            before.append([name, stage.model_dump()])
+            found[name] = _hash_of([common, before])
+        return found
+
+    def _common(self, job: Job) -> dict[str, Any]:
+        """What all stages depend on."""
         recipe = job.recipe
         common = {
             "versions": {"hf_efficient": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
@@ -49,13 +61,7 @@ class StageStore:
         }
         if self.launch:  # on more processes a step sees more examples
             common["launch"] = self.launch
-        found: dict[str, str] = {}
-        before: list[Any] = []
-        for name, stage in recipe.stages.items():
-            before.append([name, stage.model_dump()])
-            text = json.dumps([common, before], sort_keys=True, default=str)
-            found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return found
+        return common
 
     def trained(self, job: Job) -> tuple[dict[str, Path], dict[str, Any]]:
         """The finished stages of the job's recipe, those that lack trained first.
@@ -65,14 +71,17 @@ class StageStore:
         """
         folders: dict[str, Path] = {}
         told: dict[str, Any] = {}
-        model = job.recipe.model
+        model, before = job.recipe.model, _hash_of(self._common(job))
         for name, key in self.keys(job).items():
             folder = self.folder / key
             earlier = {one: str(path / FINAL) for one, path in folders.items()}
             with self._alone(key):
                 if not (folder / STAGE_FILE).is_file():
+                    known = decisions(before, name, job.recipe.stages[name])
+                    self._beginnings.give(folder, known)
                     self._train(job, name, folder, model, earlier)
-            folders[name], model = folder, str(folder / FINAL)
+                    self._beginnings.take(folder, known)
+            folders[name], model, before = folder, str(folder / FINAL), key
             told[name] = read_json(folder / STAGE_FILE)
         return folders, told
 
@@ -97,6 +106,10 @@ class StageStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f"{key}.lock"):  # the system lets go of it when its process dies
             yield
+
+
+def _hash_of(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _hash(data: DatasetDict) -> str:

@@ -17,6 +17,7 @@ from hf_efficient.search.goals import Constraint, Goals, Objective
 from hf_efficient.search.leases import Leases
 from hf_efficient.search.samplers import CONSTRAINTS, make_pruner, make_sampler
 from hf_efficient.search.space import Space
+from hf_efficient.search.spread import spread
 from hf_efficient.search.trials import WHOLE, Bar, Figures, Trials, unknown_names
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class Search:
                     study.enqueue_trial(self.space.as_given(), user_attrs={AS_GIVEN: True})
                     for parameters, source in earlier(self.folder, self.space, self.goals):
                         study.enqueue_trial(parameters, user_attrs={EARLIER: source})
+                    for parameters in spread(self.space, self.goals, trials, self.recipe.seed):
+                        study.enqueue_trial(parameters)
                     study.set_user_attr(READY, True)
                 except optuna.exceptions.DuplicatedStudyError:  # another worker has made it meanwhile
                     logger.debug("the study is there already")

@@ -1,0 +1,72 @@
+"""The first trials of a search for a trade-off: spread over what decides it, while the model learns as given.
+
+How a recipe trains has been found good by whoever wrote it, and a bad learning rate hides what a shape is worth. So
+what is searched under ``stages.<name>.training`` stays for these; the sampler varies all from then on.
+"""
+
+from typing import Any
+
+from scipy.stats import qmc
+
+from hf_efficient.search.goals import MEASURED, Goals
+from hf_efficient.search.space import Space
+
+MOST = 4
+LEAST_SHARE = 3
+"""One of so many trials at most."""
+
+
+def spread(space: Space, goals: Goals, trials: int, seed: int) -> list[dict[str, Any]]:
+    """Parameters of Optuna, by a Halton sequence; none where no trade-off is searched, or nothing stays as given.
+
+    Args:
+        trials: that the search will have.
+    """
+    given = {key: value for key, value in space.as_given().items() if _is_learning(key)}
+    free = [key for key in space.dimensions if not _is_learning(key)]
+    traded = len(goals.objectives) > 1 and any(goal.name in MEASURED for goal in goals.objectives)
+    if not (traded and given and free):
+        return []
+    points = qmc.Halton(len(free), seed=seed).random(min(MOST, trials // LEAST_SHARE))
+    found = []
+    for point in points:
+        drawn = _Point(given, dict(zip(free, point.tolist(), strict=True)))
+        space.suggested(drawn, {*free, *given})
+        found.append(drawn.parameters)
+    return found
+
+
+def _is_learning(key: str) -> bool:
+    return key.startswith("stages.") and key.split(".")[2:3] == ["training"]
+
+
+class _Point:
+    """Suggests, as an `optuna.Trial` does, what is ``given``, and else what lies at a share of each range."""
+
+    def __init__(self, given: dict[str, Any], shares: dict[str, float]):
+        self._given, self._shares = given, shares
+        self.parameters: dict[str, Any] = {}
+
+    def suggest_categorical(self, key: str, choices: list[Any]) -> Any:
+        return self._noted(key, lambda share: choices[_whole(share, len(choices))])
+
+    def suggest_int(self, key: str, low: int, high: int, step: int = 1, log: bool = False) -> int:
+        if log:
+            return int(self._noted(key, lambda share: round(low * (high / low) ** share)))
+        return int(self._noted(key, lambda share: low + step * _whole(share, 1 + (high - low) // step)))
+
+    def suggest_float(self, key: str, low: float, high: float, step: float | None = None, log: bool = False) -> float:
+        if log:
+            return float(self._noted(key, lambda share: low * (high / low) ** share))
+        if step is None:
+            return float(self._noted(key, lambda share: low + (high - low) * share))
+        return float(self._noted(key, lambda share: low + step * _whole(share, 1 + round((high - low) / step))))
+
+    def _noted(self, key: str, at: Any) -> Any:
+        value = self._given[key] if key in self._given else at(self._shares[key])
+        self.parameters[key] = value
+        return value
+
+
+def _whole(share: float, count: int) -> int:
+    return min(int(share * count), count - 1)

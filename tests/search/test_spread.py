@@ -1,0 +1,40 @@
+from pathlib import Path
+from typing import Any
+
+from hf_efficient.search.goals import Goals, Objective
+from hf_efficient.search.spread import spread
+from tests.search.test_space import LAYERS, RATE, of
+
+TRADED = Goals((Objective("accuracy", True), Objective("latency_ms", False)))
+FFN = "stages.compress.optimizations.structured_pruning.keep_ffn"
+SEED = "seed"
+SPACE: dict[str, Any] = {
+    RATE: {"low": 1e-4, "high": 1e-2, "log": True},
+    "stages.compress.training.weight_decay": {"low": 0.0, "high": 0.1},  # not in the recipe
+    LAYERS: [[0], [0, 1]],
+    FFN: {"low": 0.25, "high": 1.0, "step": 0.25},
+    SEED: {"low": 1, "high": 100, "log": True},
+}
+
+
+def test_first_trials_learn_as_given_and_are_spread(recipe: Path) -> None:
+    space = of(recipe, SPACE)
+    found = spread(space, TRADED, 12, seed=0)
+    assert len(found) == 4
+    for parameters in found:
+        assert parameters.keys() == {RATE, LAYERS, FFN, SEED}
+        assert parameters[RATE] == 5e-3
+        assert parameters[FFN] in (0.25, 0.5, 0.75, 1.0)
+        assert parameters[SEED] in range(1, 101)
+    assert {parameters[LAYERS] for parameters in found} == {"[0]", "[0, 1]"}
+    assert len({parameters[FFN] for parameters in found}) >= 3
+    assert spread(space, TRADED, 12, seed=0) == found
+    assert spread(space, TRADED, 12, seed=1) != found
+    assert len(spread(space, TRADED, 6, seed=0)) == 2
+
+
+def test_where_there_is_nothing_to_spread(recipe: Path) -> None:
+    accuracy = Goals((Objective("accuracy", True),))
+    assert spread(of(recipe, SPACE), accuracy, 12, seed=0) == []
+    assert spread(of(recipe, {RATE: SPACE[RATE]}), TRADED, 12, seed=0) == []
+    assert spread(of(recipe, {FFN: SPACE[FFN]}), TRADED, 12, seed=0) == []
