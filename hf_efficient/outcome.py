@@ -113,11 +113,13 @@ class Outcome:
         count = min(MEASURED_EXAMPLES, len(self.data[self.judged]))
         return self.data[self.judged].shuffle(seed=self.recipe.seed).select(range(count))
 
-    def timing(self, runtime: Runtime) -> Timing:
+    def timing(self, runtime: Runtime, preprocessing: bool = True) -> Timing:
+        """How fast ``runtime`` is on this machine; with ``preprocessing`` the same from raw inputs as well."""
         rows = self.measured_rows()
-        raw = [self.task.raw(row) for row in rows]
-        examples = list(self.task.requests(rows))
-        return measure(runtime, examples, self.task.collator(), preprocess=self.task.preprocess, raw=raw)
+        more: dict[str, Any] = {}
+        if preprocessing:
+            more = {"preprocess": self.task.preprocess, "raw": [self.task.raw(row) for row in rows]}
+        return measure(runtime, list(self.task.requests(rows)), self.task.collator(), **more)
 
     def measurement(self, path: Path) -> Measurement:
         """Size, latency and memory of a saved model."""

@@ -117,7 +117,9 @@ class Trials:
         figures = {**plain_metrics(said.metrics or {}, "validation"), "bytes": float(bytes_on_disk(model))}
         if self.goals.names & SPEEDS:
             loaded = job.task.load_model(str(model))
-            figures.update(self._speeds.find(loaded, {}, lambda: job.timing(job.task.runtime(loaded))))
+            figures.update(
+                self._speeds.find(loaded, {}, lambda: job.timing(job.task.runtime(loaded), preprocessing=False))
+            )
         return figures
 
     def _exported(self, job: Job, model: Path, folder: Path) -> Figures:
@@ -131,7 +133,9 @@ class Trials:
             if self.goals.names & SPEEDS:
                 serving = {"format": found.format, "quantize": found.quantize, "in_float": found.in_float}
                 loaded = job.task.load_model(str(model))
-                figures.update(self._speeds.find(loaded, serving, lambda: job.timing(found.runtime())))
+                figures.update(
+                    self._speeds.find(loaded, serving, lambda: job.timing(found.runtime(), preprocessing=False))
+                )
             return figures
         finally:  # the run of the one that is picked exports it again
             shutil.rmtree(folder, ignore_errors=True)
