@@ -107,18 +107,21 @@ def test_a_search_starts_from_an_earlier_one_and_draws_nothing_twice(searched: P
     assert "of tiny/search" in (second.folder / "study.md").read_text()
 
 
-@pytest.mark.parametrize("storage", [None, "journal.log"])
-def test_killed_workers_lose_nothing(searched: Path, tmp_path: Path, storage: str | None) -> None:
+@pytest.mark.parametrize(("storage", "wanted", "kills"), [(None, 12, 3), ("journal.log", 6, 1)])
+def test_killed_workers_lose_nothing(
+    searched: Path, tmp_path: Path, storage: str | None, wanted: int, kills: int
+) -> None:
     """Two workers, killed at random moments and started again, end with exactly as many trials as wanted."""
-    wanted, runs = 5, tmp_path / "runs"
+    runs, moments = tmp_path / "runs", random.Random(5)
     where = None if storage is None else str(tmp_path / storage)
     search(searched, trials=1, runs=runs, storage=where, finish=False)
     folder = runs / "tiny" / "search"
-    workers = [start(folder, wanted, where) for _ in range(2)]
-    time.sleep(random.Random(5).uniform(6, 12))
-    for worker in workers:
-        worker.send_signal(signal.SIGKILL)
-        worker.wait()
+    for _ in range(kills):
+        workers = [start(folder, wanted, where) for _ in range(2)]
+        time.sleep(moments.uniform(6, 10))
+        for worker in workers:
+            worker.send_signal(signal.SIGKILL)
+            worker.wait()
     result = search(searched, trials=wanted, runs=runs, storage=where, workers=2, finish=False)
     assert len(result.found.trials) == wanted
     assert all(trial["state"] in ("complete", "pruned") for trial in result.found.trials)
