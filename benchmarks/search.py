@@ -17,7 +17,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,12 @@ def body(bench: Bench) -> None:
     found: dict[str, list[Any]] = {"random": [], "optuna": [], "ours": []}
     count = 2 if bench.quick else TRIALS
     for seed in bench.seeds:
-        target = bench.cell({"seed": seed, "trials": count, "way": "optuna"}, _whole(bench, seed, "optuna"))
+        target = _whole(bench, seed, count, "optuna")
         found["optuna"].append(target)
         budget = {"seconds": target["events"][-1][0], "worth": target["worth"], "latency": target["latency"]}
         compute = functools.partial(alone, ours, bench.quick, seed, budget)
         found["ours"].append(bench.cell({"seed": seed, "trials": count, "way": "ours", **budget}, compute))
-    for seed in bench.seeds:
-        settings = {"seed": seed, "trials": count, "way": "random"}
-        found["random"].append(bench.cell(settings, _whole(bench, seed, "random")))
+    found["random"] = [_whole(bench, seed, count, "random") for seed in bench.seeds]
     theirs = [each["events"][-1][0] for each in found["optuna"]]
     mine = [each["reached"] or each["events"][-1][0] for each in found["ours"]]
     missed = sum(each["reached"] is None for each in found["ours"])
@@ -77,8 +75,9 @@ def body(bench: Bench) -> None:
     bench.claim("ours_stopped", [each["stopped"] for each in found["ours"]], "trials of ours that were stopped early")
 
 
-def _whole(bench: Bench, seed: int, sampler: str) -> Callable[[], dict[str, Any]]:
-    return functools.partial(alone, whole, bench.quick, seed, sampler)
+def _whole(bench: Bench, seed: int, count: int, sampler: str) -> dict[str, Any]:
+    compute = functools.partial(alone, whole, bench.quick, seed, sampler)
+    return bench.cell({"seed": seed, "trials": count, "way": sampler}, compute, depends=RUNS)
 
 
 def recipe(quick: bool, seed: int, folder: Path) -> Recipe:
@@ -202,7 +201,8 @@ def _emptied(name: str) -> Path:
     return folder
 
 
-DEPENDS = (beginnings, goals, job, leases, outcome, samplers, space, speeds, spread, store, study, trials)
+RUNS = (job, outcome, speeds, store, trials)
+DEPENDS = (*RUNS, beginnings, goals, leases, samplers, space, spread, study)
 
 if __name__ == "__main__":
     main("search", body, DEPENDS)

@@ -42,6 +42,12 @@ class Dimension(BaseModel):
         return self
 
     @property
+    def is_continuous(self) -> bool:
+        """Whether values may lie arbitrarily close together."""
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        return self.choices is None and self.step is None and not whole
+
+    @property
     def ends(self) -> list[Any]:
         """Values that show whether all of them are allowed."""
         return self.choices if self.choices is not None else [self.low, self.high]

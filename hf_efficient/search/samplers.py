@@ -40,7 +40,7 @@ def _free(name: str) -> Callable[..., "BaseSampler"]:
 
 
 SAMPLERS: Mapping[str, Callable[..., "BaseSampler"]] = {
-    "tpe": _constrained("TPESampler", multivariate=True, group=True, n_startup_trials=6),
+    "tpe": _constrained("TPESampler", multivariate=True, group=True, n_startup_trials=4),
     "gp": _constrained("GPSampler"),
     "nsga2": _constrained("NSGAIISampler", population_size=16),
     "nsga3": _constrained("NSGAIIISampler", population_size=16),

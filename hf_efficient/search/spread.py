@@ -14,6 +14,8 @@ from hf_efficient.search.space import Space
 MOST = 4
 LEAST_SHARE = 3
 """One of so many trials at most."""
+TRIED = 4
+"""Points of the sequence for each that is wanted: some are of a shape that another one has."""
 
 
 def spread(space: Space, goals: Goals, trials: int, seed: int) -> list[dict[str, Any]]:
@@ -27,13 +29,20 @@ def spread(space: Space, goals: Goals, trials: int, seed: int) -> list[dict[str,
     traded = len(goals.objectives) > 1 and any(goal.name in MEASURED for goal in goals.objectives)
     if not (traded and given and free):
         return []
-    points = qmc.Halton(len(free), seed=seed).random(min(MOST, trials // LEAST_SHARE))
-    found = []
-    for point in points:
+    count = min(MOST, trials // LEAST_SHARE)
+    found: list[dict[str, Any]] = []
+    for point in qmc.Halton(len(free), seed=seed).random(TRIED * count):
         drawn = _Point(given, dict(zip(free, point.tolist(), strict=True)))
         space.suggested(drawn, {*free, *given})
-        found.append(drawn.parameters)
-    return found
+        if not any(_alike(space, drawn.parameters, other) for other in (*found, space.as_given())):
+            found.append(drawn.parameters)
+    return found[:count]
+
+
+def _alike(space: Space, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether all that is not continuous is the same: such trials say the same of the trade-off."""
+    told = [key for key in one if not space.dimensions[key].is_continuous]
+    return bool(told) and all(one[key] == other.get(key) for key in told)
 
 
 def _is_learning(key: str) -> bool:

@@ -33,6 +33,13 @@ def test_first_trials_learn_as_given_and_are_spread(recipe: Path) -> None:
     assert len(spread(space, TRADED, 6, seed=0)) == 2
 
 
+def test_all_of_them_differ_in_shape_where_there_are_shapes(recipe: Path) -> None:
+    keys = {RATE: SPACE[RATE], FFN: {"low": 0.5, "high": 1.0, "step": 0.5}}
+    assert [parameters[FFN] for parameters in spread(of(recipe, keys), TRADED, 12, seed=0)] in ([0.5, 1.0], [1.0, 0.5])
+    weight = "stages.compress.optimizations.distillation.alpha"
+    assert len(spread(of(recipe, {RATE: SPACE[RATE], weight: {"low": 0.1, "high": 0.9}}), TRADED, 12, seed=0)) == 4
+
+
 def test_where_there_is_nothing_to_spread(recipe: Path) -> None:
     accuracy = Goals((Objective("accuracy", True),))
     assert spread(of(recipe, SPACE), accuracy, 12, seed=0) == []
