@@ -75,6 +75,7 @@ _PUBLIC = {
     "exported_pipeline": "exported",
     "load_exported": "exported",
     "load_low_bit": "low_bit",
+    "publish": "publishing",
 }
 
 __all__ = sorted(["__version__", *_PUBLIC])
@@ -118,6 +119,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.vocabulary_trimming import VocabularyTrimming as VocabularyTrimming
     from hf_efficient.optimizations.weight_fusion import WeightFusion as WeightFusion
     from hf_efficient.plan import Plan as Plan
+    from hf_efficient.publishing import publish as publish
     from hf_efficient.recipe import Recipe as Recipe
     from hf_efficient.report import Report as Report
     from hf_efficient.task import Task as Task

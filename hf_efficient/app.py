@@ -48,6 +48,10 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+PREPARED = "app"
+"""Folder of a run: what its app prepared."""
+
+
 class App(ABC):
     """What serves a finished run. Used in this order::
 
@@ -81,6 +85,9 @@ class App(ABC):
     needs_data: ClassVar[bool] = True
     """Whether `prepare` reads data; else `start` makes up for what was not prepared."""
 
+    stays: ClassVar[frozenset[str]] = frozenset()
+    """Prepared files that hold data of whoever trained: a Space does not get them."""
+
     alone: ClassVar[bool] = True
     """Whether the run's model is the only one that computes."""
 
@@ -89,7 +96,7 @@ class App(ABC):
 
     def __init__(self, settings: AppSettings, predictor: "Predictor", run: str | Path):
         self.settings, self.predictor = settings, predictor
-        self.prepared, self.state = Path(run) / "app", Path(run) / "served"
+        self.prepared, self.state = Path(run) / PREPARED, Path(run) / "served"
 
     @classmethod
     def check(cls, settings: Any, task: Any, data: "DatasetDict") -> None:

@@ -5,7 +5,7 @@ licence or language is guessed.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.modelcard import TASK_MAPPING
 from transformers.pipelines import SUPPORTED_TASKS
 
-from hf_efficient.checkpoint import manifest_of
+from hf_efficient.checkpoint import manifest_of, shapes_of
 from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.files import write_text
 from hf_efficient.hub import CARD, LOCAL, hub_id, is_local_path, without_paths
@@ -27,6 +27,8 @@ PICTURE = "report.png"
 TAG = "hf-efficient"
 MODEL = "user/name"
 """Stands for the model in the card's code until a push gives it a name."""
+
+LOADING, TRAINING = "## How to load it", "## How it was trained"
 
 _TASKS: Mapping[str, Any] = TASK_MAPPING
 _PIPELINES: Mapping[str, Any] = SUPPORTED_TASKS
@@ -81,7 +83,7 @@ def card(folder: str | Path, report: Report, about: About) -> ModelCard:
     """The card of the model saved in ``folder``."""
     config = _config(Path(folder))
     embeds = (Path(folder) / _SENTENCES).is_file()
-    task = "sentence-similarity" if embeds else pipeline_task(config)
+    task = _task(Path(folder), config)
     data = ModelCardData(
         model_name=about.name,
         base_model=hub_id(about.base_model),
@@ -96,7 +98,7 @@ def card(folder: str | Path, report: Report, about: About) -> ModelCard:
     sections = [
         _introduction(report, about, config, task),
         _figures(report),
-        _loading(Path(folder), config, task),
+        loading(folder),
         _training(report, about),
         _limits(report, about),
     ]
@@ -125,7 +127,12 @@ def update_card(path: str | Path, repo_id: str | None = None, **metadata: Any) -
         ConfigError: other metadata.
     """
     found = ModelCard.load(path)
-    data = found.data
+    complete(found, repo_id, **metadata)
+    write_text(path, str(found))
+
+
+def complete(found: ModelCard, repo_id: str | None = None, **metadata: Any) -> None:
+    """As `update_card`, of a card in memory."""
     values = {name: value for name, value in metadata.items() if value is not None}
     if repo_id:
         found.text = found.text.replace(f'"{MODEL}"', f'"{repo_id}"')
@@ -133,8 +140,11 @@ def update_card(path: str | Path, repo_id: str | None = None, **metadata: Any) -
     for name, value in values.items():
         if name not in _SETTERS:
             raise ConfigError(unknown("model card metadata", name, _SETTERS))
-        _SETTERS[name](data, value)
-    write_text(path, str(found))
+        _SETTERS[name](found.data, value)
+
+
+def _task(folder: Path, config: PreTrainedConfig | None) -> str | None:
+    return "sentence-similarity" if (folder / _SENTENCES).is_file() else pipeline_task(config)
 
 
 def _config(folder: Path) -> PreTrainedConfig | None:
@@ -215,7 +225,15 @@ def _figures(report: Report) -> str:
     return "\n".join([*lines, *(f"- **{name}:** {text}" for name, text in report.conditions().items())])
 
 
-def _loading(folder: Path, config: PreTrainedConfig | None, task: str | None) -> str:
+def loading(folder: str | Path, portable: bool = False) -> str:
+    """The section on how to load the model in ``folder``; empty where nobody but its maker can.
+
+    Args:
+        portable: with code of its own rather than ours, see `hf_efficient.portable`.
+    """
+    folder = Path(folder)
+    config = _config(folder)
+    task = _task(folder, config)
     if config is None or not config.architectures:
         return ""
     pipelines = _PIPELINES.get(task or "", {}).get("pt", ())
@@ -229,12 +247,14 @@ def _loading(folder: Path, config: PreTrainedConfig | None, task: str | None) ->
         library = f"from transformers import {loader}{', pipeline' if has_pipeline else ''}"
         call = f'{loader}.from_pretrained("{MODEL}")'
     code = [library, ""]
-    if (reason := _own_format(config)) is not None:
+    reason = None if portable else _own_format(config)
+    if reason is not None:
         code = [f"import hf_efficient  # {reason}, which this reads", *code]
-    code.append(f"model = {call}")
+    trusted = ", trust_remote_code=True" if portable and shapes_of(config) else ""
+    code.append(f"model = {call[:-1]}{trusted})")
     if has_pipeline:
-        code.append(f'predict = pipeline("{task}", model="{MODEL}")  # with the preprocessing')
-    lines = ["## How to load it", "", "The name on the Hub, or the folder of this card:", "", "```python", *code, "```"]
+        code.append(f'predict = pipeline("{task}", model="{MODEL}"{trusted})  # with the preprocessing')
+    lines = [LOADING, "", "The name on the Hub, or the folder of this card:", "", "```python", *code, "```"]
     return "\n".join([*lines, "", "`pip install hf-efficient` first."] if reason is not None else lines)
 
 
@@ -247,7 +267,7 @@ def _own_format(config: PreTrainedConfig) -> str | None:
 
 
 def _training(report: Report, about: About) -> str:
-    lines = ["## How it was trained", ""]
+    lines = [TRAINING, ""]
     measured = {phase: figures for phase, figures in report.training.items() if isinstance(figures, Mapping)}
     for phase in dict.fromkeys([*about.training, *measured]):
         lines.append(f"- **{phase}:** {details(without_paths(dict(about.training.get(phase, {}))))}")
@@ -265,8 +285,14 @@ def _limits(report: Report, about: About) -> str:
     lines.append(
         "- Speed and memory were measured on the machine named above. Yours gives other figures: measure there."
     )
-    notes = [note for note in report.notes if LOCAL not in note and not any(map(is_local_path, note.split()))]
-    return "\n".join([*lines, *(f"- {note}" for note in notes)])
+    if lost := report.losers():
+        lines.append(f"- Recognised less often than before: {'; '.join(f'`{name}` {text}' for name, text in lost)}.")
+    return "\n".join([*lines, *(f"- {note}" for note in public_notes(report.notes))])
+
+
+def public_notes(notes: Sequence[str]) -> list[str]:
+    """Those that name no path of this machine."""
+    return [note for note in notes if LOCAL not in note and not any(map(is_local_path, note.split()))]
 
 
 def _tags(data: ModelCardData, tags: str | list[str]) -> None:

@@ -9,9 +9,10 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
-from hf_efficient.errors import ConfigError, unknown
+from hf_efficient.errors import ConfigError, HubError, unknown
 from hf_efficient.files import atomic_folder
-from hf_efficient.runtimes import ExportedRuntime, load_runtime
+from hf_efficient.hub import downloaded
+from hf_efficient.runtimes import MANIFEST, ExportedRuntime, load_runtime
 
 PIPELINES = {
     "ForAudioClassification": ("audio-classification", "feature_extractor"),
@@ -22,12 +23,30 @@ PIPELINES = {
 """End of an architecture's name -> its pipeline, and the argument by which that takes its processor. Models of these
 kinds are exported, and no others."""
 
+FORMATS = ("onnx", "openvino")
+"""Folders of exports in a repository on the Hub, by their format."""
+
 _PROCESSORS = {
     "feature_extractor": ("AutoFeatureExtractor", "preprocessor_config.json"),
     "tokenizer": ("AutoTokenizer", "tokenizer_config.json"),
     "image_processor": ("AutoImageProcessor", "preprocessor_config.json"),
 }
 """Argument of a pipeline -> auto class, and the file that every saved one has: without files, some load empty."""
+
+
+def exported_folder(name: str | Path) -> Path:
+    """Folder of an export: ``name`` itself, or, of a repository that `publish` made, its export in the cache.
+
+    Raises:
+        HubError: there is neither.
+    """
+    if Path(name).is_dir() or len(Path(name).parts) > 2:
+        return Path(name)
+    found = downloaded(str(name), [f"{format_}/*" for format_ in FORMATS])
+    for format_ in FORMATS:
+        if (found / format_ / MANIFEST).is_file():
+            return found / format_
+    raise HubError(f"the repository '{name}' has no export; push a run whose recipe has an `export:` block")
 
 
 class ExportedForTask(PreTrainedModel):
@@ -68,12 +87,15 @@ def load_exported(folder: str | Path, threads: int | None = None) -> ExportedFor
     """The exported model in ``folder``: call it with a batch, or hand it to `transformers.pipeline`.
 
     Args:
+        folder: of an export, or a repository on the Hub that `publish` made.
         threads: CPU threads; None leaves the choice to the runtime.
 
     Raises:
         ConfigError: not an export, or damaged.
+        HubError: neither a folder nor a repository with an export.
         MissingDependencyError: its runtime is not installed.
     """
+    folder = exported_folder(folder)
     runtime = load_runtime(folder, threads)
     config = AutoConfig.from_pretrained(folder)
     # Pipelines know models by their class's name, and this one stands in for its source
@@ -85,12 +107,15 @@ def exported_pipeline(folder: str | Path, threads: int | None = None, **kwargs: 
     """A `transformers.pipeline` that answers with the exported model in ``folder``.
 
     Args:
+        folder: as for `load_exported`.
         kwargs: passed on to `transformers.pipeline`.
 
     Raises:
         ConfigError: not an export, damaged, or without the processor's files.
+        HubError: neither a folder nor a repository with an export.
         MissingDependencyError: its runtime is not installed.
     """
+    folder = exported_folder(folder)
     model = load_exported(folder, threads)
     task, argument = pipeline_of(type(model).__name__)
     if argument not in kwargs:

@@ -6,11 +6,11 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, snapshot_download
 
 from hf_efficient.errors import HubError
 from hf_efficient.files import write_json, write_text
@@ -105,32 +105,61 @@ def _clean_card(path: Path) -> str | None:
     return str(card).replace(base, LOCAL)
 
 
-def repository(name: str, folder: str | Path, *, token: str | None = None, private: bool | None = None) -> str:
-    """Full id of the model repository ``name``, which is created if there is none.
+def repository(
+    name: str, folder: str | Path, *, token: str | None = None, private: bool | None = None, kind: str = "model"
+) -> str:
+    """Full id of the repository ``name``, which is created if there is none.
 
     Args:
         folder: what is to be pushed, for the error's text.
+        kind: model, or space for one of Gradio.
 
     Raises:
         HubError: no right to, or the Hub cannot be reached.
     """
     with _explained(folder, name):
-        return _api().create_repo(name, token=token, private=private, exist_ok=True).repo_id
+        sdk = "gradio" if kind == "space" else None
+        made = _api().create_repo(name, token=token, private=private, repo_type=kind, space_sdk=sdk, exist_ok=True)
+        return made.repo_id
 
 
-def push_folder(
+def branch(repo_id: str, name: str, folder: str | Path, *, token: str | None = None, kind: str = "model") -> None:
+    """Make the branch ``name`` where there is none.
+
+    Raises:
+        HubError: as for `repository`.
+    """
+    with _explained(folder, repo_id):
+        _api().create_branch(repo_id, branch=name, token=token, repo_type=kind, exist_ok=True)
+
+
+def push_folder(folder: str | Path, repo_id: str, **options: Any) -> Any:
+    """`push_files` of ``folder`` but for `KEPT_HERE`."""
+    folder = Path(folder)
+    return push_files({name: folder / name for name in pushed_files(folder)}, folder, repo_id, **options)
+
+
+def push_files(
+    files: Mapping[str, Path | bytes],
     folder: str | Path,
     repo_id: str,
     *,
     message: str = "Finished model",
     token: str | None = None,
     revision: str | None = None,
+    pull_request: bool = False,
+    kind: str = "model",
     blocking: bool = True,
 ) -> Any:
-    """Push ``folder`` but for `KEPT_HERE` in one commit, which deletes such files where earlier commits left any.
+    """Push ``files`` in one commit, which deletes what stays here (`KEPT_HERE`) where earlier commits left any of it.
 
     Text is read and weights are hashed here: if a later training replaces them before a push in the background has
     sent them, that push fails instead of sending other weights.
+
+    Args:
+        files: path in the repository -> file, or content.
+        folder: what is pushed, for an error's text.
+        pull_request: ask for the commit to be taken over, rather than change the revision.
 
     Returns:
         `huggingface_hub.CommitInfo`, or a Future of it when not ``blocking``.
@@ -139,11 +168,18 @@ def push_folder(
         HubError: it did not arrive as a whole; nothing of it is visible on the Hub then. (Of a push in the background:
             the Future's exception.)
     """
-    folder = Path(folder)
     additions = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=_content(folder / name)) for name in pushed_files(folder)
+        CommitOperationAdd(name, content if isinstance(content, bytes) else _content(content))
+        for name, content in files.items()
     ]
-    push = functools.partial(_commit, folder, repo_id, additions, message, token, revision)
+    options: dict[str, Any] = {
+        "commit_message": message,
+        "token": token,
+        "revision": revision,
+        "create_pr": pull_request,
+    }
+    options["repo_type"] = kind
+    push = functools.partial(_commit, folder, repo_id, additions, options)
     return push() if blocking else _api().run_as_future(push)
 
 
@@ -175,21 +211,30 @@ def _content(path: Path) -> str | bytes:
     return (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _commit(
-    folder: Path,
-    repo_id: str,
-    additions: list[CommitOperationAdd],
-    message: str,
-    token: str | None,
-    revision: str | None,
-) -> Any:
+def _commit(folder: str | Path, repo_id: str, additions: list[CommitOperationAdd], options: Mapping[str, Any]) -> Any:
     with _explained(folder, repo_id):
-        there = _api().model_info(repo_id, revision=revision, token=token).siblings or []
+        where = {name: options[name] for name in ("revision", "token", "repo_type")}
+        found: Any = _api().repo_info(repo_id, **where)
+        there = found.siblings or []
         left = [file.rfilename for file in there if "/" not in file.rfilename and _stays(file.rfilename)]
         deletions = [CommitOperationDelete(name) for name in left if name != ".gitattributes"]
-        return _api().create_commit(
-            repo_id, [*additions, *deletions], commit_message=message, token=token, revision=revision
-        )
+        return _api().create_commit(repo_id, [*additions, *deletions], **options)
+
+
+def downloaded(repo_id: str, patterns: list[str], revision: str | None = None) -> Path:
+    """Folder of the cache with those files of a model repository that match one of ``patterns``.
+
+    Raises:
+        HubError: no such repository or revision, no right to it, or no network.
+    """
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, library_name="hf_efficient"))
+    except Exception as error:  # as in `_explained`
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise HubError(
+            f"'{repo_id}' cannot be downloaded ({type(error).__name__}: {words}). It is neither a folder here; check "
+            "the name, the token (HF_TOKEN) and the network"
+        ) from error
 
 
 @contextlib.contextmanager

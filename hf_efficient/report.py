@@ -237,7 +237,7 @@ class Report:
     def _sections(self) -> dict[str, list[tuple[str, str]]]:
         """Everything beside rows and notes, as (name, text) lines under the heading that text and Markdown share."""
         return {
-            "Classes that lost most": self._losers(),
+            "Classes that lost most": self.losers(),
             "How it was measured": list(self.conditions().items()),
             "What was changed": [(str(change.get("name", "?")), details(change)) for change in self.changes],
             "Training": [line for name, figures in self._phases().items() for line in _training(name, figures)],
@@ -247,7 +247,7 @@ class Report:
         nested = all(isinstance(figures, Mapping) for figures in self.training.values())
         return self.training if nested else {"all": self.training}
 
-    def _losers(self) -> list[tuple[str, str]]:
+    def losers(self) -> list[tuple[str, str]]:
         """Classes of which the last side recognises less than before, the greatest drop first."""
         before = self.classes.get("before", {})
         last = next((self.classes[side] for side in ("exported", "after") if side in self.classes), {})

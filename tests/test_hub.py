@@ -1,9 +1,7 @@
 """A push carries the finished model as it is on disk, nothing that names the machine, and says so when it fails."""
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,52 +10,34 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
-from hf_efficient import HubError
+from hf_efficient import EfficientTrainer, EfficientTrainingArguments, HubError
 from hf_efficient.hub import LOCAL, hub_id, pushed_files, remove_local_names, repository, without_paths
-from tests.hub_server import Hub
+from tests.hub.client import logits_of
+from tests.hub.process import TOKEN, assert_nothing_local, told
+from tests.hub.server import Fault, Hub
+from tests.test_parity import build
+from tests.tiny import text_model
 
 REPO = "me/small-model"
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with Hub({"token-of-me": "me"}) as server:
+    with Hub({TOKEN: "me"}) as server:
         yield server
-
-
-def client(hub: Hub, home: Path, *command: str, token: str = "token-of-me") -> dict[str, Any]:
-    """What a program of `tests.hub_client` printed last, run as a process with a cache of its own."""
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
-        **{"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"},
-        **{"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.hub_client", *command],
-        env=environment,
-        cwd=home.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def assert_nothing_local(files: dict[str, bytes], *names: str) -> None:
-    for path, content in files.items():
-        for name in (*names, str(Path.home()) + "/", str(ROOT)):
-            assert name.encode() not in content, f"{path} names {name}"
 
 
 @pytest.mark.slow
 def test_push_and_load_from_the_hub(hub: Hub, tmp_path: Path) -> None:
-    pushed = client(hub, tmp_path / "pusher", "train", str(tmp_path), REPO, "again")
+    pushed = told(hub, tmp_path / "pusher", "train", str(tmp_path), REPO, "again")
     files = hub.files(REPO)
-    messages = [message for _, message, _ in hub.repositories[REPO].commits]
-    assert messages == ["initial commit", "Finished model", "End of training"]  # nothing before the model was finished
-    assert [set(arrived) for _, _, arrived in hub.repositories[REPO].commits[1:]] == [set(files)] * 2
+    commits = hub.commits(REPO)
+    assert [message for message, _ in commits] == [
+        "initial commit",
+        "Finished model",
+        "End of training",
+    ]  # nothing before the model was finished
+    assert [arrived for _, arrived in commits[1:]] == [set(files)] * 2
     assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors", "report.png"}
     assert_nothing_local(files, str(tmp_path), tmp_path.name)
     on_disk = {path.name: path.read_bytes() for path in Path(pushed["finished"]).iterdir()}
@@ -70,14 +50,43 @@ def test_push_and_load_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     assert f'from_pretrained("{REPO}")' in card.text
     assert "| Parameters |" in card.text
 
-    loaded = client(hub, tmp_path / "loader", "load", REPO, token="")
+    loaded = told(hub, tmp_path / "loader", "load", REPO, token="")
     assert loaded["logits"] == pushed["logits"]
+
+
+KEPT: dict[str, tuple[str, dict[str, Any]]] = {
+    "pruned-text": ("text", {"structured_pruning": {"keep_heads": 0.5, "keep_ffn": 0.5}}),
+    "pruned-tokens": ("token", {"structured_pruning": {"keep_heads": 0.5}}),
+    "pruned-vision": ("vision", {"structured_pruning": {"keep_heads": 0.5, "keep_ffn": 0.5}}),
+    "clustered": ("text", {"weight_fusion": {"cluster": 4}}),
+    "quantized": ("text", {"quantization": {"scheme": "int4", "group_size": 8, "start": 0.25}}),
+    "merged-adapter": ("text", {"adapters": {"rank": 2}}),
+}
+
+
+@pytest.mark.slow
+def test_models_of_all_kinds_come_back_equal(hub: Hub, tmp_path: Path) -> None:
+    here = {}
+    (tmp_path / "models").mkdir()
+    for name, (kind, optimizations) in KEPT.items():
+        options = {"optimizations": optimizations, "measure_seconds": 0, "num_train_epochs": 1, "save_strategy": "no"}
+        options |= {"dense_epochs": 6} if "structured_pruning" in optimizations else {}
+        trainer = build(EfficientTrainer, EfficientTrainingArguments, tmp_path / "output" / name, kind, **options)
+        trainer.train()
+        shutil.copytree(trainer.finished, tmp_path / "models" / name)
+        here[name] = logits_of(str(tmp_path / "models" / name))
+    text_model().save_pretrained(tmp_path / "models" / "dense")
+    here["dense"] = logits_of(str(tmp_path / "models" / "dense"))
+    told(hub, tmp_path / "pusher", "push_all", str(tmp_path / "models"), "me")
+    assert told(hub, tmp_path / "loader", "load_all", "me", *here, token="") == here
+    for name in here:
+        assert_nothing_local(hub.files(f"me/{name}"), str(tmp_path))
 
 
 @pytest.mark.slow
 def test_checkpoints_that_were_asked_for_leave_nothing_at_the_top(hub: Hub, tmp_path: Path) -> None:
-    client(hub, tmp_path / "home", "train", str(tmp_path), REPO, "checkpoint")
-    before, last = [set(files) for _, _, files in hub.repositories[REPO].commits[-2:]]
+    told(hub, tmp_path / "home", "train", str(tmp_path), REPO, "checkpoint")
+    before, last = [files for _, files in hub.commits(REPO)[-2:]]
     assert "training_args.bin" in before
     assert "last-checkpoint/trainer_state.json" in last
     assert not {"training_args.bin", "trainer_state.json"} & last
@@ -86,12 +95,12 @@ def test_checkpoints_that_were_asked_for_leave_nothing_at_the_top(hub: Hub, tmp_
 
 @pytest.mark.slow
 def test_failed_push_is_raised_by_train_and_the_model_is_there(hub: Hub, tmp_path: Path) -> None:
-    hub.refuse = ("/commit/", 403)
-    told = client(hub, tmp_path / "home", "train", str(tmp_path), REPO)
-    finished = Path(told["finished"])
-    assert f"{finished} was not pushed to '{REPO}'" in told["error"]
-    assert "as the test wants it" in told["error"]
-    assert "push again" in told["error"]
+    hub.faults = [Fault("/commit/", status=403)]
+    said = told(hub, tmp_path / "home", "train", str(tmp_path), REPO)
+    finished = Path(said["finished"])
+    assert f"{finished} was not pushed to '{REPO}'" in said["error"]
+    assert "as the test wants it" in said["error"]
+    assert "push again" in said["error"]
     assert (finished / "model.safetensors").is_file()
     assert set(hub.files(REPO)) == {".gitattributes"}
 

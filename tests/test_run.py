@@ -37,6 +37,10 @@ stages:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
+    return tiny_recipe(tmp_path)
+
+
+def tiny_recipe(tmp_path: Path) -> Path:
     """A recipe on a tiny model and 40 rows."""
     rows = [f"{'my card is lost' if index % 2 else 'how do i pay'} {index},{'ab'[index % 2]}" for index in range(48)]
     (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows[:40]]))

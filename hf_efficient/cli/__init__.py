@@ -21,6 +21,7 @@ COMMANDS = (
     "search",
     "serve",
     "predict",
+    "push",
     "monitor",
     "list",
     "show",

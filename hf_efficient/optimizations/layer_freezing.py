@@ -13,9 +13,12 @@ from transformers import TrainingArguments
 
 from hf_efficient.blocks import layer_stacks, layers_of
 from hf_efficient.errors import ConfigError, NoEffectWarning
-from hf_efficient.example_cache import FOLDER, ExampleCache
+from hf_efficient.example_cache import ExampleCache
 from hf_efficient.optimization import Context, Optimization, Order, changed, refuse_adapters, refuse_sharding
 from hf_efficient.prefix import FrozenPrefix, used_before
+
+FOLDER = "_frozen_layers"
+"""Of the cache, in a phase's folder: what is in it is of the weights of this training alone."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -100,7 +103,7 @@ class LayerFreezing(Optimization):
         elif not self._saved:
             batches = context.calibration(1)
             self._early = used_before(model, _layers(model)[0], batches[0]) if batches else ([], [])
-        self._folder = context.folder / FOLDER / self.name
+        self._folder = context.folder / FOLDER
         return model
 
     def _limit(self, model: Any) -> int:

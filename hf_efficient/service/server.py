@@ -32,6 +32,7 @@ class ServiceSettings:
         host: where it listens; other machines reach it only if told so.
         port: 0 for any that is free.
         token: what every request must bring. None: none on loopback, a new one elsewhere.
+        public: whether anybody may ask without a token, wherever it listens.
         page: whether there is a page beside the API.
         max_batch: requests that are answered at once.
         queue: requests that may wait; more are refused.
@@ -42,6 +43,7 @@ class ServiceSettings:
     host: str = "127.0.0.1"
     port: int = 7860
     token: str | None = None
+    public: bool = False
     page: bool = True
     max_batch: int = 32
     queue: int = 256
@@ -56,7 +58,7 @@ class ServiceSettings:
     def resolved_token(self) -> str | None:
         """The token, from the environment or made anew where one is needed."""
         given = self.token or os.environ.get(TOKEN_VARIABLE)
-        return given or (None if is_loopback(self.host) else secrets.token_urlsafe(24))
+        return given or (None if self.public or is_loopback(self.host) else secrets.token_urlsafe(24))
 
 
 def is_loopback(host: str) -> bool:

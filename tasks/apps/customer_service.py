@@ -130,6 +130,7 @@ class CustomerService(App):
     settings_class = CustomerServiceSettings
     request_class = CustomerRequest
     alone = False
+    stays = frozenset({_TRAIN})
     words = WORDS
 
     settings: CustomerServiceSettings
@@ -278,8 +279,9 @@ class CustomerService(App):
         return settings.text, settings.label
 
     def training_data(self) -> str:
-        """CSV of the run's training data and, behind it, what feedback taught: for ``data.train``."""
-        base = (self.prepared / _TRAIN).read_text(encoding="utf-8")
+        """CSV of the run's training data, where it is at hand, and what feedback taught: for ``data.train``."""
+        file = self.prepared / _TRAIN
+        base = file.read_text(encoding="utf-8") if file.is_file() else as_csv([], self._columns)
         return base + as_csv(self.conversations.labelled(), self._columns).partition("\n")[2]
 
     def rate(self, feedback: Feedback) -> None:

@@ -125,14 +125,14 @@ def test_with_a_cache_the_result_is_the_same(tmp_path: Path) -> None:
         results[cache] = made.model.state_dict()
         share = made.optimizations[0].describe().get("share_from_cache", 0.0)
         assert (share > 0.6) == cache
-        assert not list((tmp_path / str(cache)).rglob("_example_cache/*/*"))
+        assert not list((tmp_path / str(cache)).rglob("_frozen_layers"))
     torch.testing.assert_close(results[True], results[False], rtol=1e-4, atol=1e-5)
 
 
 def test_what_another_training_left_is_not_read(tmp_path: Path) -> None:
     """A training that was killed leaves its cache behind, of other weights."""
-    (tmp_path / "_example_cache" / "layer_freezing").mkdir(parents=True)
-    (tmp_path / "_example_cache" / "layer_freezing" / "old.safetensors").write_bytes(b"not read")
+    (tmp_path / "_frozen_layers").mkdir(parents=True)
+    (tmp_path / "_frozen_layers" / "old.safetensors").write_bytes(b"not read")
     trained(tmp_path, cache=True)
 
 
