@@ -29,6 +29,7 @@ LAYERS = [
         "export",
         "auto_export",
         "conversion",
+        "portable",
         "serving",
     },
     {"finished", "collation"},
@@ -39,7 +40,7 @@ LAYERS = [
     {"outcome", "compress", "profiling", "predictor"},
     {"service", "predict"},
     {"job"},
-    {"run"},
+    {"run", "space", "publishing"},
     {"search"},
     {"cli"},
 ]

@@ -235,6 +235,7 @@ class TestStockTrainer:
             "attach",
             "proposals",
             "conflicts",
+            "decides_by_training",
             "needs_first_weights",
             "needs_original",
             "stage_settings",
