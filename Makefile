@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BENCHMARKS := overhead length_batching optimizers export compression compression_curve compression_quantized \
-	compression_tasks untrained quantization pruning weight_fusion layer_freezing data_pruning autotune utilization training_speed low_bit tasks tasks_compressed customer_service finance_monitor recommendation search
+	compression_tasks untrained quantization pruning weight_fusion layer_freezing data_pruning autotune utilization \
+	training_speed low_bit tasks tasks_compressed customer_service finance_monitor recommendation search \
+	hyperparameter_search
 
 .PHONY: demo test style quality bench clean
 
