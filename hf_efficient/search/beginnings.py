@@ -5,8 +5,6 @@ teacher ask it about the same examples.
 """
 
 import contextlib
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from hf_efficient.files import atomic_path
 from hf_efficient.optimization import DECISIONS, GIVEN_DECISIONS, overrides
 from hf_efficient.plan import build_optimizations
 from hf_efficient.recipe import Stage
+from hf_efficient.search.digest import digest
 
 SHARED = "_shared"
 LEARNING = frozenset(
@@ -93,6 +92,5 @@ def decisions(before: str, name: str, stage: Stage) -> dict[str, str]:
             for other in listed
             if other is one or other.order <= one.order or overrides(other, "configure")
         }
-        text = json.dumps([before, one.name, counts, training], sort_keys=True, default=str)
-        found[one.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        found[one.name] = digest([before, one.name, counts, training])
     return found

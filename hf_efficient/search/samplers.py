@@ -73,7 +73,7 @@ def make_sampler(
         reason = "as asked for"
     if name not in SAMPLERS:
         raise ConfigError(f"search.sampler: {unknown('sampler', name, ['auto', *SAMPLERS])}")
-    if name == "cmaes" and (objectives > 1 or not space.is_continuous or space.is_conditional or constrained):
+    if name == "cmaes" and (objectives > 1 or not space.is_numeric or space.is_conditional or constrained):
         raise ConfigError(
             "search.sampler: cmaes takes one objective, ranges of numbers alone, and neither conditions nor "
             "constraints; take tpe"
@@ -91,7 +91,7 @@ def _automatic(space: "Space", objectives: int, trials: int) -> tuple[str, str]:
         return "grid", f"{space.size} combinations are no more than the trials"
     if trials >= MANY and objectives > 1:
         return "nsga2", f"{trials} trials with several objectives"
-    if space.is_continuous and not space.is_conditional and objectives == 1:
+    if space.is_numeric and not space.is_conditional and objectives == 1:
         return "gp", "numbers alone and one objective"
     return "tpe", "it takes conditions, choices and several objectives"
 

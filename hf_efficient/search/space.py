@@ -65,7 +65,7 @@ class Space:
                 return None
             if dimension.choices is not None:
                 total *= len(dimension.choices)
-            elif dimension.step is not None or (isinstance(dimension.low, int) and isinstance(dimension.high, int)):
+            elif not dimension.is_continuous:
                 total *= 1 + int((float(dimension.high or 0) - float(dimension.low or 0)) // float(dimension.step or 1))
             else:
                 return None
@@ -76,7 +76,7 @@ class Space:
         return any(dimension.when for dimension in self.dimensions.values())
 
     @property
-    def is_continuous(self) -> bool:
+    def is_numeric(self) -> bool:
         """Whether all are ranges of numbers."""
         return all(dimension.choices is None for dimension in self.dimensions.values())
 

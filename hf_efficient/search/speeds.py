@@ -1,6 +1,5 @@
 """How fast models of a shape are here, measured once: speed goes by shapes and the way of serving, not by weights."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import nn
 
 from hf_efficient.files import write_json
 from hf_efficient.machine import machine
+from hf_efficient.search.digest import digest
 
 Speeds = dict[str, float]
 
@@ -29,8 +29,7 @@ class SpeedTable:
         """
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         shapes = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()]
-        text = json.dumps([type(model).__name__, shapes, dict(serving), machine()], sort_keys=True, default=str)
-        file = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        file = self.folder / f"{digest([type(model).__name__, shapes, dict(serving), machine()])}.json"
         if not file.is_file():
             timing = measure()
             write_json(file, {"latency_ms": timing.latency_ms["p50"], "throughput": timing.throughput})

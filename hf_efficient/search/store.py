@@ -1,7 +1,6 @@
 """Stages that were trained once, by what decides what comes of them: trials that share a stage take the same folder."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from hf_efficient import __version__
 from hf_efficient.job import STAGE_FILE, Job, read_json
 from hf_efficient.phase import FINAL
 from hf_efficient.search.beginnings import Beginnings, decisions
+from hf_efficient.search.digest import digest
 from hf_efficient.search.launched import training
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
@@ -48,7 +48,7 @@ class StageStore:
         before: list[Any] = []
         for name, stage in recipe.stages.items():
             before.append([name, stage.model_dump()])
-            found[name] = _hash_of([common, before])
+            found[name] = digest([common, before])
         return found
 
     def _common(self, job: Job) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class StageStore:
         """
         folders: dict[str, Path] = {}
         told: dict[str, Any] = {}
-        model, before = job.recipe.model, _hash_of(self._common(job))
+        model, before = job.recipe.model, digest(self._common(job))
         for name, key in self.keys(job).items():
             folder = self.folder / key
             earlier = {one: str(path / FINAL) for one, path in folders.items()}
@@ -106,10 +106,6 @@ class StageStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f"{key}.lock"):  # the system lets go of it when its process dies
             yield
-
-
-def _hash_of(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _hash(data: DatasetDict) -> str:

@@ -280,7 +280,7 @@ def _reachable(anything: bool = True) -> Iterator[None]:
 
     Args:
         anything: whether every error is the storage's, since each has errors of its own; else those that Optuna says
-            are, also where it (4.9) fails once more over them.
+            are, also where it (5.0) fails once more over them.
     """
     try:
         yield
