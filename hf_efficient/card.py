@@ -82,7 +82,7 @@ def write_card(folder: str | Path, report: Report, about: About) -> Path:
 def card(folder: str | Path, report: Report, about: About) -> ModelCard:
     """The card of the model saved in ``folder``."""
     config = _config(Path(folder))
-    embeds = (Path(folder) / _SENTENCES).is_file()
+    embeds = _embeds(Path(folder))
     task = _task(Path(folder), config)
     data = ModelCardData(
         model_name=about.name,
@@ -144,7 +144,11 @@ def complete(found: ModelCard, repo_id: str | None = None, **metadata: Any) -> N
 
 
 def _task(folder: Path, config: PreTrainedConfig | None) -> str | None:
-    return "sentence-similarity" if (folder / _SENTENCES).is_file() else pipeline_task(config)
+    return "sentence-similarity" if _embeds(folder) else pipeline_task(config)
+
+
+def _embeds(folder: Path) -> bool:
+    return (folder / _SENTENCES).is_file()
 
 
 def _config(folder: Path) -> PreTrainedConfig | None:
@@ -241,7 +245,7 @@ def loading(folder: str | Path, portable: bool = False) -> str:
     has_pipeline = bool(pipelines) and any((folder / name).is_file() for name in _PROCESSORS)
     if not hasattr(transformers, loader):  # a class of the user's own
         return ""
-    if (folder / _SENTENCES).is_file():
+    if _embeds(folder):
         library, call = "from sentence_transformers import SentenceTransformer", f'SentenceTransformer("{MODEL}")'
     else:
         library = f"from transformers import {loader}{', pipeline' if has_pipeline else ''}"

@@ -11,8 +11,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATIO
 
 from hf_efficient.errors import ConfigError, HubError, unknown
 from hf_efficient.files import atomic_folder
-from hf_efficient.hub import downloaded
-from hf_efficient.runtimes import MANIFEST, ExportedRuntime, load_runtime
+from hf_efficient.hub import downloaded, hub_id
+from hf_efficient.runtimes import MANIFEST, RUNTIMES, ExportedRuntime, load_runtime
 
 PIPELINES = {
     "ForAudioClassification": ("audio-classification", "feature_extractor"),
@@ -22,9 +22,6 @@ PIPELINES = {
 }
 """End of an architecture's name -> its pipeline, and the argument by which that takes its processor. Models of these
 kinds are exported, and no others."""
-
-FORMATS = ("onnx", "openvino")
-"""Folders of exports in a repository on the Hub, by their format."""
 
 _PROCESSORS = {
     "feature_extractor": ("AutoFeatureExtractor", "preprocessor_config.json"),
@@ -40,12 +37,12 @@ def exported_folder(name: str | Path) -> Path:
     Raises:
         HubError: there is neither.
     """
-    if Path(name).is_dir() or len(Path(name).parts) > 2:
+    if hub_id(str(name)) is None:
         return Path(name)
-    found = downloaded(str(name), [f"{format_}/*" for format_ in FORMATS])
-    for format_ in FORMATS:
-        if (found / format_ / MANIFEST).is_file():
-            return found / format_
+    found = downloaded(str(name), [f"{format}/*" for format in RUNTIMES])
+    for format in RUNTIMES:
+        if (found / format / MANIFEST).is_file():
+            return found / format
     raise HubError(f"the repository '{name}' has no export; push a run whose recipe has an `export:` block")
 
 

@@ -177,8 +177,8 @@ def push_files(
         "token": token,
         "revision": revision,
         "create_pr": pull_request,
+        "repo_type": kind,
     }
-    options["repo_type"] = kind
     push = functools.partial(_commit, folder, repo_id, additions, options)
     return push() if blocking else _api().run_as_future(push)
 
@@ -221,18 +221,18 @@ def _commit(folder: str | Path, repo_id: str, additions: list[CommitOperationAdd
         return _api().create_commit(repo_id, [*additions, *deletions], **options)
 
 
-def downloaded(repo_id: str, patterns: list[str], revision: str | None = None) -> Path:
+def downloaded(repo_id: str, patterns: list[str]) -> Path:
     """Folder of the cache with those files of a model repository that match one of ``patterns``.
 
     Raises:
-        HubError: no such repository or revision, no right to it, or no network.
+        HubError: no such repository, no right to it, or no network.
     """
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, library_name="hf_efficient"))
+        return Path(snapshot_download(repo_id, allow_patterns=patterns, library_name="hf_efficient"))
     except Exception as error:  # as in `_explained`
         words = " ".join(str(error).split()) or type(error).__name__
         raise HubError(
-            f"'{repo_id}' cannot be downloaded ({type(error).__name__}: {words}). It is neither a folder here; check "
+            f"'{repo_id}' cannot be downloaded ({type(error).__name__}: {words}). It is no folder here; check "
             "the name, the token (HF_TOKEN) and the network"
         ) from error
 

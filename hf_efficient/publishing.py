@@ -18,7 +18,7 @@ from hf_efficient.phase import FINAL
 from hf_efficient.portable import portable_files
 from hf_efficient.predictor import EXPORTED, newest_finished
 from hf_efficient.recipe import Recipe
-from hf_efficient.runtimes import MANIFEST
+from hf_efficient.runtimes import MANIFEST, format_of
 from hf_efficient.space import space_files
 
 REPORT, RECIPE = "report.json", "recipe.yaml"
@@ -71,16 +71,15 @@ def publish(
     folder, kind = newest_finished(run), "space" if space else "model"
     if space and portable:
         raise ConfigError("a Space serves the run as it is: give portable, or space, but not both")
-
-    def found(name: str) -> dict[str, Path | bytes]:
-        return _space(folder) if space else repository_files(folder, name, portable)
-
-    found(repo_id)  # what cannot be pushed is refused before anything is made there
+    # What cannot be pushed is refused before anything is made there
+    files = _space(folder) if space else repository_files(folder, repo_id, portable)
     name = repository(repo_id, folder, token=token, private=private, kind=kind)
+    if name != repo_id and not space:  # without an owner, it is the token's
+        files[CARD] = _card(folder, name, portable).encode()
     if revision is not None:
         branch(name, revision, folder, token=token, kind=kind)
     made = push_files(
-        files := found(name),
+        files,
         folder,
         name,
         message=message,
@@ -101,16 +100,19 @@ def repository_files(run: Path, repo_id: str, portable: bool = False) -> dict[st
     """
     final, export = run / FINAL, run / EXPORTED
     files: dict[str, Path | bytes] = {name: final / name for name in pushed_files(final)}
-    exported = None
-    if (export / MANIFEST).is_file():
-        exported = str(read_json(export / MANIFEST)["export_format"])
+    if (exported := _format(run)) is not None:
         files.update({f"{exported}/{name}": export / name for name in pushed_files(export)})
     files[REPORT] = _json(_public(read_json(run / REPORT)))
     files[RECIPE] = _recipe(run).encode()
     if portable:
         files.update(portable_files(final))
-    files[CARD] = _card(final / CARD, repo_id, exported, portable).encode()
+    files[CARD] = _card(run, repo_id, portable).encode()
     return files
+
+
+def _format(run: Path) -> str | None:
+    """Of the run's export; None where it has none."""
+    return format_of(run / EXPORTED) if (run / EXPORTED / MANIFEST).is_file() else None
 
 
 def _space(run: Path) -> dict[str, Path | bytes]:
@@ -128,15 +130,15 @@ def _recipe(run: Path) -> str:
     return f"# Put files of your own in place of {LOCAL}\n{text}" if LOCAL in text else text
 
 
-def _card(path: Path, repo_id: str, exported: str | None, portable: bool) -> str:
+def _card(run: Path, repo_id: str, portable: bool) -> str:
     try:
-        card = ModelCard.load(path)
+        card = ModelCard.load(run / FINAL / CARD)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the run's card cannot be read ({error}); run the recipe again") from error
     if portable:
-        section = f"{loading(path.parent, portable=True)}\n\n"
+        section = f"{loading(run / FINAL, portable=True)}\n\n"
         card.text = re.sub(rf"{LOADING}.*?(?={TRAINING})", lambda _: section, card.text, count=1, flags=re.DOTALL)
-    card.text = card.text.replace(TRAINING, f"{_more(exported)}\n\n{TRAINING}", 1)
+    card.text = card.text.replace(TRAINING, f"{_more(_format(run))}\n\n{TRAINING}", 1)
     complete(card, repo_id)
     return str(card)
 

@@ -10,7 +10,7 @@ from hf_efficient.job import FINISHED
 from hf_efficient.phase import FINAL
 from hf_efficient.predictor import EXPORTED
 from hf_efficient.recipe import Recipe
-from hf_efficient.runtimes import MANIFEST
+from hf_efficient.runtimes import MANIFEST, format_of
 
 RUN = "run"
 """Folder of the run in a Space."""
@@ -49,6 +49,7 @@ def space_files(run: Path, recipe: Recipe, text: str) -> dict[str, Path | bytes]
         text: the same, without what names this machine.
 
     Raises:
+        ConfigError: a damaged export.
         HubError: no model there.
     """
     is_exported = (run / EXPORTED / MANIFEST).is_file()
@@ -62,7 +63,7 @@ def space_files(run: Path, recipe: Recipe, text: str) -> dict[str, Path | bytes]
         stays = parse_app(recipe.app, recipe.task)[0].stays
         prepared = [file for file in pushed_files(run / PREPARED) if file not in stays]
         files.update({f"{RUN}/{PREPARED}/{file}": run / PREPARED / file for file in prepared})
-    extras = f"apps,{json.loads((run / EXPORTED / MANIFEST).read_text())['export_format']}" if is_exported else "apps"
+    extras = f"apps,{format_of(run / EXPORTED)}" if is_exported else "apps"
     texts = {
         f"{RUN}/recipe.yaml": text,
         f"{RUN}/run.json": json.dumps({"status": FINISHED}),

@@ -1,6 +1,5 @@
 """A finished run goes to the Hub as a whole or not at all, names nothing of this machine, and loads from there."""
 
-import functools
 import json
 import os
 import signal
@@ -21,13 +20,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_efficient import ConfigError, HubError, Recipe, publish
 from hf_efficient.exported import exported_folder, exported_pipeline
-from hf_efficient.measure import measure
 from hf_efficient.publishing import repository_files
 from hf_efficient.run import run
 from tests.hub.process import ROOT, TOKEN, assert_nothing_local, client, talking, told
 from tests.hub.server import Fault, Hub
 from tests.runs import text_run
-from tests.test_run import tiny_recipe
+from tests.test_run import measure_hastily, tiny_recipe
 
 REPO = "me/small-model"
 READS = "token-that-reads"
@@ -42,8 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hasty_run(folder: Path, overrides: list[str]) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
-        patch.setattr("hf_efficient.outcome.peak_memory_mb", lambda *args, **kwargs: None)
+        measure_hastily(patch)
         return run(tiny_recipe(folder), overrides, runs=folder / "runs")
 
 

@@ -220,9 +220,13 @@ def test_bundled_recipe_runs(name: str, tmp_path: Path, default_model: str, monk
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_hastily(monkeypatch)
+
+
+def measure_hastily(patch: pytest.MonkeyPatch) -> None:
     """Measure in no time: what matters here is what is kept."""
-    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
-    monkeypatch.setattr("hf_efficient.outcome.peak_memory_mb", lambda *args, **kwargs: None)
+    patch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
+    patch.setattr("hf_efficient.outcome.peak_memory_mb", lambda *args, **kwargs: None)
 
 
 EXPORT = "export={format: onnx, quantize: none}"

@@ -225,38 +225,30 @@ def commits(ask: "Ask", kind: str, repo: str, revision: str) -> None:
 
 
 def branch(ask: "Ask", kind: str, repo: str, name: str) -> None:
-    found = _writable(ask, kind, repo)
-    if found is None:
-        return None
-    if ask.command == "DELETE":
-        gone = name != MAIN and found.refs.pop(name, None)
-        ask.hub.store.save(found)
-        return ask.reply({}) if gone else ask.refuse(404, f"no branch {name}", "RevisionNotFound")
-    start = found.at(json.loads(ask.body or b"{}").get("startingPoint") or MAIN)
-    if name in found.refs:
-        return ask.refuse(409, f"Reference already exists: {name}")
-    if start is None:
-        return ask.refuse(404, "Invalid rev id", "RevisionNotFound")
-    found.refs[name] = start.oid
-    ask.hub.store.save(found)
-    return ask.reply({})
+    if found := _writable(ask, kind, repo):
+        start = json.loads(ask.body or b"{}").get("startingPoint") or MAIN
+        _point(ask, found, found.refs, name, start)
 
 
 def tag(ask: "Ask", kind: str, repo: str, name: str) -> None:
     """``name`` is the revision when a tag is made, and the tag's when it goes."""
-    found = _writable(ask, kind, repo)
-    if found is None:
-        return None
+    if found := _writable(ask, kind, repo):
+        wanted = name if ask.command == "DELETE" else json.loads(ask.body)["tag"]
+        _point(ask, found, found.tags, wanted, name)
+
+
+def _point(ask: "Ask", found: Repository, refs: dict[str, str], name: str, start: str) -> None:
+    """Let ``name`` in ``refs`` point to the revision ``start``, or go, as the request wants it."""
     if ask.command == "DELETE":
-        gone = found.tags.pop(name, None)
+        gone = name != MAIN and refs.pop(name, None)
         ask.hub.store.save(found)
-        return ask.reply({}) if gone else ask.refuse(404, f"no tag {name}", "RevisionNotFound")
-    wanted, start = json.loads(ask.body)["tag"], found.at(name)
-    if wanted in found.tags:
-        return ask.refuse(409, f"Tag already exists: {wanted}")
-    if start is None:
+        return ask.reply({}) if gone else ask.refuse(404, f"no {name}", "RevisionNotFound")
+    at = found.at(start)
+    if name in refs:
+        return ask.refuse(409, f"Reference already exists: {name}")
+    if at is None:
         return ask.refuse(404, "Invalid rev id", "RevisionNotFound")
-    found.tags[wanted] = start.oid
+    refs[name] = at.oid
     ask.hub.store.save(found)
     return ask.reply({})
 
