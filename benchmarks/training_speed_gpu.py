@@ -3,18 +3,15 @@
 Random weights in the shapes of BERT-base, ModernBERT-base and ViT-base. Texts are random tokens with the lengths of the
 questions and answers of MedQuAD (up to 512 tokens), images random pixels (224 x 224). Stock with the flags that are
 known to be fast, bf16, compile, fused AdamW and group_by_length, against autotune=True; each trains a few dozen steps
-at batch 32, the first ones left out, in turns. What tuning takes is told beside: it is spent once, and kernels were
-compiled before it, for all shapes at the same time. On a machine without an accelerator, `--quick` tries the whole path
-on small shapes.
+at batch 32, the first ones left out, in turns. What tuning takes is told beside: it is spent once. On a machine without
+an accelerator, `--quick` tries the whole path on small shapes.
 """
 
 import functools
 import gc
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -77,7 +74,9 @@ def body(bench: Bench) -> None:
     if not torch.accelerator.is_available() and not bench.quick:
         raise SystemExit("benchmarks.training_speed_gpu needs an accelerator; --quick tries it on the CPU")
     for name, shape in SHAPES.items():
-        found = bench.cell({"shape": name, "batch": BATCH, "steps": STEPS}, functools.partial(compared, bench.quick, shape))
+        found = bench.cell(
+            {"shape": name, "batch": BATCH, "steps": STEPS}, functools.partial(compared, bench.quick, shape)
+        )
         theirs, ours = ({key: [turn[key] for turn in found[way]] for key in FIGURES} for way in ("stock", "ours"))
         speedups = ratios(ours["examples_per_second"], theirs["examples_per_second"])
         bench.claim(f"{name}_speedup", speedups, "examples/s, autotune / stock at its best flags", ">= 1.5")
@@ -164,29 +163,9 @@ def stock(quick: bool, shape: Shape) -> dict[str, Any]:
     return {"torch_compile": not quick, "optim": "adamw_torch_fused", **grouped}
 
 
-@functools.cache
-def all_compiled() -> None:
-    """Have the kernels that all shapes may need on disk, where compilers look for them first."""
-    with ProcessPoolExecutor(len(SHAPES), mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(compiled, SHAPES))
-
-
-def compiled(name: str) -> None:
-    shape = SHAPES[name]
-    modes = [{"dynamic": True}, *([] if shape.texts else [{"mode": "reduce-overhead"}])]
-    for cls, options in (
-        (Trainer, stock(False, shape)),
-        *((EfficientTrainer, {"optimizations": {"compile": mode}}) for mode in modes),
-    ):
-        with made(False, shape, cls, **options, max_steps=4) as trainer:
-            trainer.train()
-
-
 def compared(quick: bool, shape: Shape) -> dict[str, Any]:
     steps = {"max_steps": 4 if quick else WARM_UP + STEPS}
     theirs = stock(quick, shape)
-    if not quick:
-        all_compiled()
     with made(quick, shape, EfficientTrainer, autotune=True) as tuned:
         found: Any = tuned.tuning  # type: ignore[attr-defined]
     chosen = {**found.args, "optimizations": found.optimizations}
