@@ -4,6 +4,7 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from hf_efficient.blocks import layer_stacks, layers_of, units_of
 from hf_efficient.cutting.costs import Costs
 from hf_efficient.cutting.error_table import drop_order, error_table
 from hf_efficient.cutting.importance import IMPORTANCES, removal_orders
+from hf_efficient.cutting.known import Known
 from hf_efficient.cutting.observation import Batches, Key, divergence, logits_on, moments, streams
 from hf_efficient.cutting.shape import Shape, cut, cut_copy, repair
 from hf_efficient.cutting.trial import SHARE, Taught, Trial, halving, rungs
@@ -62,6 +64,7 @@ class Search:
         repairing: whether cuts will be repaired.
         steps: of the training to come; a tenth of them goes into trials of the shapes in question. 0: none comes.
         rate: its learning rate.
+        folder: where other trainings look up what was found out; None: there are none.
     """
 
     def __init__(
@@ -72,21 +75,28 @@ class Search:
         repairing: bool = True,
         steps: int = 0,
         rate: float = 1e-4,
+        folder: Path | None = None,
     ):
         self.model, self.repairing = model, repairing
+        self._known = Known(folder, model, batches)
         self.steps, self.rate = int(SHARE * steps), rate
         every = min(HELD_OUT, len(batches))
         self.judging = batches[every - 1 :: every]
         self.fitting = [batch for index, batch in enumerate(batches) if (index + 1) % every] or batches
         self.reference = logits_on(model, self.judging)
-        self.wanted = streams(model, self.fitting) if repairing else {}
         self.kinds = IMPORTANCES if importance == "auto" else (importance,)
         self._orders: dict[str, dict[Key, list[int]]] = {}
+        self._last: tuple[Shape, Mapping[str, torch.Tensor]] | None = None
 
     def _few(self) -> tuple[Batches, list[torch.Tensor]]:
         """Batches of all lengths on which single cuts are judged, and the uncut model's logits."""
         step = -(-len(self.judging) // TABLE_BATCHES)
         return self.judging[::step], self.reference[::step]
+
+    @functools.cached_property
+    def wanted(self) -> dict[Key, list[torch.Tensor]]:
+        """What a repaired model's residual stream should be. The model must not have been cut yet."""
+        return streams(self.model, self.fitting)
 
     @functools.cached_property
     def moments(self) -> dict[Key, Moments]:
@@ -95,7 +105,9 @@ class Search:
     def orders(self, kind: str) -> dict[Key, list[int]]:
         """`removal_orders` by an importance; only where units go is it worth its time."""
         if kind not in self._orders:
-            self._orders[kind] = removal_orders(self.model, kind, self.fitting, self.moments)
+            self._orders[kind] = self._known.orders(
+                kind, lambda: removal_orders(self.model, kind, self.fitting, self.moments)
+            )
         return self._orders[kind]
 
     @functools.cached_property
@@ -166,13 +178,23 @@ class Search:
             widths: units of each sublayer, by its layer's index in the uncut model.
         """
         shape = self.shape(layers, widths, importance)
-        return Found(shape, importance, divergence(self._made(shape), self.judging, self.reference))
+        made = cut_copy(self.model, shape)
+        if self.repairing:
+            made.load_state_dict(self._repaired(shape))
+        return Found(shape, importance, divergence(made, self.judging, self.reference))
 
     def _made(self, shape: Shape) -> "PreTrainedModel":
+        """A copy of the model, cut to ``shape`` and repaired."""
         made = cut_copy(self.model, shape)
         if self.repairing:
             repair(made, shape, self.fitting, self.wanted)
         return made
+
+    def _repaired(self, shape: Shape) -> Mapping[str, torch.Tensor]:
+        """State of a model of ``shape`` after its repair; the last one that was asked for is at hand."""
+        if self._last is None or self._last[0] != shape:
+            self._last = shape, self._known.weights(shape.to_dict(), lambda: self._made(shape).state_dict())
+        return self._last[1]
 
     def shape(self, layers: dict[str, list[int]], widths: Mapping[Key, int], importance: str) -> Shape:
         units: dict[str, dict[str, list[list[int]]]] = {}
@@ -186,9 +208,10 @@ class Search:
 
     def apply(self, model: "PreTrainedModel", shape: Shape) -> None:
         """Cut ``model``, which is the one that was searched or equal to it, and repair it."""
+        repaired = self._repaired(shape) if self.repairing else None  # while the model is whole
         cut(model, shape)
-        if self.repairing:
-            repair(model, shape, self.fitting, self.wanted)
+        if repaired is not None:
+            model.load_state_dict(repaired)
 
     def _counts(self, shape: Shape) -> dict[Key, int]:
         return {

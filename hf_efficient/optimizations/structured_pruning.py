@@ -10,6 +10,7 @@ from hf_efficient.cutting.search import Search, all_units
 from hf_efficient.cutting.shape import Shape, applied_alike, cut, fits
 from hf_efficient.cutting.target import TARGETS, Target, reach
 from hf_efficient.errors import ConfigError, NoEffectWarning
+from hf_efficient.example_cache import FOLDER as EXAMPLE_CACHE
 from hf_efficient.families import LayerStack
 from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters
 
@@ -155,7 +156,16 @@ class StructuredPruning(Optimization):
 
     def _search(self, model: Any, context: Context) -> Search:
         batches = context.calibration(self.calibration_batches)
-        return Search(model, batches, self.importance, self.repair, context.steps, context.args.learning_rate)
+        shared = context.folder / EXAMPLE_CACHE  # trials of a search have one between them
+        return Search(
+            model,
+            batches,
+            self.importance,
+            self.repair,
+            context.steps,
+            context.args.learning_rate,
+            shared if shared.is_dir() else None,
+        )
 
     def _choose(self, model: Any, context: Context, search: "_Lazily") -> dict[str, Any]:
         """Plain values: {"shape": ..., and what led to it}."""
