@@ -1,5 +1,6 @@
 """Who proposes the next values, and who stops a trial: Optuna's samplers and pruners by name."""
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 CONSTRAINTS = "constraints"
 """User attribute of a trial: by how much it is beyond each constraint."""
+OUTSIDE = "outside of the space"
+"""User attribute of the recipe as given, where it is no point of the space."""
 MANY = 200
 """Trials from which on a genetic sampler beats one that models the space."""
 
@@ -39,6 +42,23 @@ def _free(name: str) -> Callable[..., "BaseSampler"]:
     return make
 
 
+@functools.cache
+def _grid() -> type["BaseSampler"]:
+    import optuna
+
+    class Grid(optuna.samplers.BruteForceSampler):
+        """Optuna's takes the recipe as given for all there is, where that is no point of the grid."""
+
+        def _populate_tree(self, tree: Any, trials: Any, params: Any) -> None:
+            super()._populate_tree(tree, [one for one in trials if OUTSIDE not in one.user_attrs], params)
+
+        def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+            if OUTSIDE not in trial.user_attrs:
+                super().after_trial(study, trial, state, values)
+
+    return Grid
+
+
 SAMPLERS: Mapping[str, Callable[..., "BaseSampler"]] = {
     "tpe": _constrained("TPESampler", multivariate=True, group=True, n_startup_trials=4),
     "gp": _constrained("GPSampler"),
@@ -46,7 +66,7 @@ SAMPLERS: Mapping[str, Callable[..., "BaseSampler"]] = {
     "nsga3": _constrained("NSGAIIISampler", population_size=16),
     "cmaes": _free("CmaEsSampler"),
     "random": _free("RandomSampler"),
-    "grid": _free("BruteForceSampler"),
+    "grid": lambda seed, constraints, parallel: _grid()(seed=seed),  # type: ignore[call-arg]
 }
 """tpe: tree of Parzen estimators (Bergstra et al. 2011). gp: Gaussian process. nsga2, nsga3: genetic (Deb et al. 2002,
 2014). cmaes: covariance matrix adaptation (Hansen and Ostermeier 2001). grid: each value once."""

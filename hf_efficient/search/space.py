@@ -103,6 +103,12 @@ class Space:
         """Parameters of Optuna for the recipe as it is, where its values are in the space."""
         return self.parameters({key: self.given(key) for key in self.dimensions})
 
+    @property
+    def has_given(self) -> bool:
+        """Whether the recipe as it is is a point of the space."""
+        values, found = {key: self.given(key) for key in self.dimensions}, self.as_given()
+        return all(key in found for key, dimension in self.dimensions.items() if self._applies(dimension, values))
+
     def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters of Optuna for ``values``, those that are not in the space left out."""
         found: dict[str, Any] = {}

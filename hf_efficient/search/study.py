@@ -15,7 +15,7 @@ from hf_efficient.recipe import Recipe
 from hf_efficient.search.earlier import earlier
 from hf_efficient.search.goals import Constraint, Goals, Objective
 from hf_efficient.search.leases import Leases
-from hf_efficient.search.samplers import CONSTRAINTS, make_pruner, make_sampler
+from hf_efficient.search.samplers import CONSTRAINTS, OUTSIDE, make_pruner, make_sampler
 from hf_efficient.search.space import Space
 from hf_efficient.search.spread import spread
 from hf_efficient.search.trials import WHOLE, Bar, Figures, Trials, unknown_names
@@ -95,7 +95,8 @@ class Search:
                     study = optuna.create_study(directions=directions, **options)
                     study.set_metric_names([goal.name for goal in self.goals.objectives])
                     study.set_user_attr(RECIPE, self.recipe.model_dump())
-                    study.enqueue_trial(self.space.as_given(), user_attrs={AS_GIVEN: True})
+                    outside = {} if self.space.has_given else {OUTSIDE: True}
+                    study.enqueue_trial(self.space.as_given(), user_attrs={AS_GIVEN: True, **outside})
                     for parameters, source in earlier(self.folder, self.space, self.goals):
                         study.enqueue_trial(parameters, user_attrs={EARLIER: source})
                     for parameters in spread(self.space, self.goals, trials, self.recipe.seed):
@@ -235,7 +236,7 @@ def _give_back(study: "optuna.Study", trial: Any) -> None:
     """Let a trial that came to no end be run again, once, with the same values."""
     if any(each.user_attrs.get(RETRY_OF) == trial.number for each in study.get_trials(deepcopy=False)):
         return
-    again = {AS_GIVEN: True} if trial.user_attrs.get(AS_GIVEN) else {}
+    again = {name: True for name in (AS_GIVEN, OUTSIDE) if trial.user_attrs.get(name)}
     study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number, **again})
 
 

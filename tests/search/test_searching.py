@@ -232,4 +232,9 @@ def test_a_recipe_without_a_space(recipe: Path, tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr().out
     assert "sampler: grid (2 combinations" in told
     assert "chosen.yaml" in told
+    runs[3] = "9"  # the recipe as given, which is no point of the grid, and all that are
+    assert main(["search", str(recipe), "--space", str(space), "--objective", "accuracy", *runs, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["recipe"].endswith("chosen.yaml")
+    assert sorted(trial["values"].get(RATE, 0) for trial in found["trials"]) == [0, 1e-3, 2e-3]
     assert Recipe.load(tmp_path / "runs" / "tiny" / "search" / RECIPE).search is not None
