@@ -25,7 +25,7 @@ from hf_efficient import EfficientTrainer, EfficientTrainingArguments, hyperpara
 from hf_efficient.optimizations import length_batching, precision
 from hf_efficient.pretrained import DEFAULT_MODEL
 
-TRIALS, EXAMPLES, JUDGED = 10, 1000, 500
+TRIALS, EXAMPLES, JUDGED = 10, 700, 500
 OPTIMIZATIONS: Mapping[str, Any] = {"length_batching": {}, "precision": {}}
 
 

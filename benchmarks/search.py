@@ -8,7 +8,8 @@ Searched are how much is cut and how the rest learns. Three ways, with the recip
 - ours: `hf_efficient.search` with TPE.
 
 Trials of the first two cost the time of a whole run: fine-tuning is the same for all of them, so it is done once here,
-and its seconds are counted for each of them. Loading and encoding data is counted on no side.
+and its seconds are counted for each of them. The trials that TPE draws at random are those that random search begins
+with, so they are not run twice either. Loading and encoding data is counted on no side.
 
 A front's worth is its hypervolume above an accuracy of 0.5 and below twice the latency of the recipe as given. Latency
 goes by shape, and what a search measured of it once is off by whatever else the machine did at that moment. So each
@@ -69,12 +70,15 @@ def body(bench: Bench) -> None:
     told = bench.cell({"what": "latencies"}, functools.partial(alone, latencies, bench.quick), depends=(timing, shape))
     latency = {(each["heads"], each["features"]): each["ms"] for each in told["shapes"]}
     for seed in bench.seeds:
-        theirs = _whole(bench, seed, count, "optuna")
+        theirs = _whole(bench, seed, count, "optuna", [])
         found["optuna"].append(theirs)
         budget = {"seconds": theirs["events"][-1][0], "worth": hypervolume(theirs["events"], latency)}
         compute = functools.partial(alone, ours, bench.quick, seed, budget, latency)
         found["ours"].append(bench.cell({"seed": seed, "trials": count, "way": "ours", **budget}, compute))
-    found["random"] = [_whole(bench, seed, count, "random") for seed in bench.seeds]
+    found["random"] = [
+        _whole(bench, seed, count, "random", theirs["events"][:STARTUP])
+        for seed, theirs in zip(bench.seeds, found["optuna"], strict=True)
+    ]
     wanted = [hypervolume(each["events"], latency) for each in found["optuna"]]
     for name, limit in (("ours", "<= 0.334"), ("random", "")):
         pairs = list(zip(found[name], found["optuna"], wanted, strict=True))
@@ -93,8 +97,8 @@ def body(bench: Bench) -> None:
     bench.claim("ours_stopped", [each["stopped"] for each in found["ours"]], "trials of ours that were stopped early")
 
 
-def _whole(bench: Bench, seed: int, count: int, sampler: str) -> dict[str, Any]:
-    compute = functools.partial(alone, whole, bench.quick, seed, sampler)
+def _whole(bench: Bench, seed: int, count: int, sampler: str, known: list[Event]) -> dict[str, Any]:
+    compute = functools.partial(alone, whole, bench.quick, seed, sampler, known)
     return bench.cell({"seed": seed, "trials": count, "way": sampler}, compute, depends=RUNS)
 
 
@@ -152,8 +156,12 @@ class WholeRuns(Trials):
         return judged.figures, seconds + told["training"]["seconds"]
 
 
-def whole(quick: bool, seed: int, sampler: str) -> dict[str, Any]:
-    """Optuna around whole runs."""
+def whole(quick: bool, seed: int, sampler: str, known: list[Event]) -> dict[str, Any]:
+    """Optuna around whole runs.
+
+    Args:
+        known: what came of the first trials, which the sampler draws again.
+    """
     folder = _emptied(f"{sampler}-{seed}")
     given = recipe(quick, seed, folder)
     assert given.search is not None
@@ -170,6 +178,11 @@ def whole(quick: bool, seed: int, sampler: str) -> dict[str, Any]:
     for number in range(2 if quick else TRIALS):
         trial = made.ask()
         values = drawn.suggested(trial)
+        if number < len(known):
+            events.append(known[number])
+            assert tuple(events[-1][2:]) == _shape(values)
+            spent = events[-1][0]
+            continue
         figures, seconds = runs.charged(number, values)
         made.tell(trial, GOALS.values(figures))
         spent += seconds
