@@ -97,6 +97,7 @@ def train_phases(
             save_final(trainer, main.folder, plan)
             trainer.finished = main.folder / FINAL
             trainer.report = comparison.report(plan, training)
+            _log(trainer, output)
             write_final_card(trainer)
     finally:
         trainer.model_init = model_init
@@ -104,6 +105,14 @@ def train_phases(
     if dense_output is not None:
         output.metrics.update({f"dense_{name}": value for name, value in dense_output.metrics.items()})
     return output
+
+
+def _log(trainer: Any, output: TrainOutput) -> None:
+    """Tell trackers (`report_to`) what stock has not told them: what the training did, and the report's figures."""
+    if trainer.args.report_to:
+        logged = {name for entry in trainer.state.log_history for name in entry}
+        told = {name: value for name, value in output.metrics.items() if name not in logged}
+        trainer.log({**told, **(trainer.report.figures() if trainer.report else {})})
 
 
 def _phases(trainer: Any, plan: Plan, trial: Any) -> tuple[Phase | None, Phase]:

@@ -1,8 +1,13 @@
 """The picture of a report: one small chart per quantity, its sides beside each other."""
 
+import base64
+import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,6 +39,20 @@ class Panel:
     change: str
     texts: tuple[str, ...]
     values: tuple[float | None, ...]
+
+
+def draw(figure: Figure, target: Path | IO[bytes]) -> None:
+    """Write ``figure`` as a PNG."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box for a letter: no reason to stop
+        figure.savefig(target, format="png", dpi=150)
+
+
+def inline(figure: Figure) -> str:
+    """The link of an image that holds ``figure`` itself, as Markdown in a notebook shows it."""
+    written = io.BytesIO()
+    draw(figure, written)
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def blank(width: float, height: float, title: str = "") -> Figure:

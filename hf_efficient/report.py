@@ -1,7 +1,6 @@
 """What a run changed: one table of measured figures before and after, as text, Markdown, JSON and a picture."""
 
 import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -272,6 +271,26 @@ class Report:
             lines += ["", "## Notes", "", *(f"- {escaped(note)}" for note in self.notes)]
         return "\n".join(lines) + "\n"
 
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        from hf_efficient.picture import inline
+
+        return self.to_markdown(inline(self._figure()))
+
+    def figures(self) -> dict[str, float]:
+        """Metrics, size and speed of each side as flat numbers, for trackers: ``after_latency_ms`` and so on."""
+        told: dict[str, float] = {}
+        for side, measured, metrics in zip(self.sides, self._measured, self._metrics, strict=True):
+            values = {
+                "parameters": measured.parameters,
+                "bytes_on_disk": measured.bytes_on_disk,
+                "latency_ms": measured.latency_ms["p50"],
+                "throughput": measured.throughput,
+                **metrics,
+            }
+            told.update({f"{side.lower()}_{name}": value for name, value in values.items() if value is not None})
+        return told
+
     def markdown_table(self, rows: Sequence[Row] | None = None) -> list[str]:
         """``rows``, or all, as lines of a GitHub table."""
         lines = [
@@ -337,9 +356,10 @@ class Report:
 
 
 def _draw(figure: "Figure", path: str | Path) -> None:
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box for a letter: no reason to stop
-        figure.savefig(temporary, format="png", dpi=150)
+    from hf_efficient.picture import draw
+
+    with atomic_path(path) as temporary:
+        draw(figure, temporary)
 
 
 def _training(name: str, figures: Mapping[str, Any]) -> list[tuple[str, str]]:

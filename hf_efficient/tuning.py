@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import atomic_path, write_json, write_text
 from hf_efficient.optimization import from_main
-from hf_efficient.picture import AFTER_COLOUR, BEFORE_COLOUR, MUTED_COLOUR, blank
+from hf_efficient.picture import AFTER_COLOUR, BEFORE_COLOUR, MUTED_COLOUR, blank, draw, inline
 from hf_efficient.wording import escaped, number
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,11 @@ class Tuning:
         write_json(folder / f"{DECISION}.json", asdict(self))
         write_text(folder / f"{DECISION}.md", self.markdown())
         with atomic_path(folder / f"{DECISION}.png") as path:
-            self._figure().savefig(path, dpi=150, format="png")
+            draw(self._figure(), path)
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return f"{self.markdown()}\n![What was tried, as in the table above]({inline(self._figure())})\n"
 
     def _figure(self) -> Any:
         timed = [row for row in self.rows if "seconds" in row.found and row.verdict != "rejected"]

@@ -8,8 +8,9 @@ import datasets
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_efficient import Optimization, Order, efficient
+from hf_efficient import EfficientTrainer, EfficientTrainingArguments, Optimization, Order, efficient
 from hf_efficient.plan import optimization_class
+from tests.test_parity import build
 
 
 @dataclass(eq=False, kw_only=True)
@@ -114,3 +115,44 @@ def test_trl_s_arguments_are_changed_without_being_made_anew(tmp_path: Path, lla
     assert trainer.args.bf16
     assert trainer.accelerator.mixed_precision == "bf16"
     assert trainer.args.generation_batch_size == 4
+
+
+def tracked(tmp_path: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A trainer that has told ``tracker`` of its training."""
+    monkeypatch.chdir(tmp_path)
+    trainer = build(
+        EfficientTrainer,
+        EfficientTrainingArguments,
+        tmp_path / "out",
+        optimizations={"structured_pruning": {"keep_layers": [0, 2]}},
+        report_to=[tracker],
+        run_name="mine",
+        measure_seconds=0.05,
+    )
+    trainer.train()
+    return trainer
+
+
+def test_tensorboard_gets_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = tracked(tmp_path, "tensorboard", monkeypatch)
+    (folder,) = {file.parent for file in tmp_path.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    expected = trainer.report.figures()
+    assert {"before_latency_ms", "after_parameters", "after_throughput"} <= set(expected)
+    for name, value in expected.items():
+        assert events.Scalars(f"train/{name}")[-1].value == pytest.approx(value, rel=1e-6), name
+    assert events.Scalars("train/train_share_forward")[-1].value > 0
+
+
+def test_trackio_gets_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    import trackio
+
+    trainer = tracked(tmp_path, "trackio", monkeypatch)
+    (run,) = trackio.Api().runs(trainer.args.project)
+    assert run.name == "mine"

@@ -14,6 +14,7 @@ from rich.text import Text
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import atomic_folder, write_json, write_text
 from hf_efficient.machine import machine
+from hf_efficient.picture import draw, inline
 from hf_efficient.profiling.bounds import Bound, bounds
 from hf_efficient.profiling.parts import PARTS, bytes_of_parts, time_parts
 from hf_efficient.profiling.picture import profile_figure
@@ -21,6 +22,7 @@ from hf_efficient.timing import evaluating
 from hf_efficient.wording import escaped, file_size, number
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from transformers import PreTrainedModel
 
 PROFILE = "profile.json"
@@ -89,8 +91,8 @@ class Profile:
             console.print(Text(line))
         return "\n".join(line.rstrip() for line in console.export_text(styles=False).splitlines())
 
-    def to_markdown(self) -> str:
-        lines = ["# Profile", "", "![Where time and bytes go, as in the tables below](profile.png)"]
+    def to_markdown(self, image: str = "profile.png") -> str:
+        lines = ["# Profile", "", f"![Where time and bytes go, as in the tables below]({image})"]
         for heading, rows in (self._parts(), self._bounds()):
             lines += ["", "| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
             lines += ["| " + " | ".join(escaped(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -99,15 +101,21 @@ class Profile:
 
     def save(self, folder: str | Path) -> None:
         """Write ``profile.json``, ``profile.md`` and ``profile.png``, all or none."""
+        with atomic_folder(folder) as path:
+            write_json(path / PROFILE, self.to_dict())
+            write_text(path / "profile.md", self.to_markdown())
+            draw(self._figure(), path / "profile.png")
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return self.to_markdown(inline(self._figure()))
+
+    def _figure(self) -> "Figure":
         shares = {f"time, batch {size}": _shares(column) for size, column in self.milliseconds.items()}
         shares["bytes"] = _shares(self.bytes)
         largest = max(self.milliseconds)
         ratios = [(bound.technique, bound.speedups[largest]) for bound in self.bounds if bound.speedups]
-        figure = profile_figure("Profile", shares, ratios, f"Times faster at most, batch {largest}")
-        with atomic_folder(folder) as path:
-            write_json(path / PROFILE, self.to_dict())
-            write_text(path / "profile.md", self.to_markdown())
-            figure.savefig(path / "profile.png", dpi=110)
+        return profile_figure("Profile", shares, ratios, f"Times faster at most, batch {largest}")
 
 
 def profile(
