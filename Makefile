@@ -6,7 +6,7 @@ BENCHMARKS := overhead length_batching optimizers export compression compression
 	training_speed low_bit tasks tasks_compressed customer_service finance_monitor recommendation search \
 	hyperparameter_search
 
-.PHONY: demo test style quality bench clean
+.PHONY: demo test test-lowest test-newest style quality docs bench clean
 
 demo: .venv/installed
 	$(BIN)/hf-efficient run customer-service
@@ -14,6 +14,10 @@ demo: .venv/installed
 # Whole files go to a process each: they share what is slow to make
 test: .venv/installed
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+# The same tests on the lowest and on the newest transformers that setup.py allows
+test-lowest test-newest: test-%: .venv-%/installed
+	.venv-$*/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 style: .venv/installed
 	$(BIN)/ruff check --fix .
@@ -24,14 +28,30 @@ quality: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Pages to read: build/site/index.html
+docs: .venv/installed
+	$(BIN)/python -m mkdocs build
+
 bench: .venv/installed
 	for name in $(BENCHMARKS) report; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest build dist *.egg-info
 
 # Plain pip finds an installed torch that fits; PIP_* variables and pip's own configuration choose the index.
 .venv/installed: setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Hugging Face's packages are not pinned there; transformers is, to the least that setup.py allows, in .venv-lowest
+FREE := transformers|tokenizers|huggingface.hub|accelerate|datasets|peft|safetensors
+LOWEST := $(shell sed -nE 's/^ *"transformers>=([0-9.]+),.*/\1/p' setup.py)
+
+.venv-lowest/installed .venv-newest/installed: setup.py pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	grep -vE '^($(FREE))==' constraints.txt > $(@D)/constraints.txt
+	if [ $(@D) = .venv-lowest ]; then echo 'transformers~=$(LOWEST).0' >> $(@D)/constraints.txt; fi
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --upgrade \
+		--constraint $(@D)/constraints.txt --editable '.[dev]'
 	touch $@
