@@ -39,6 +39,8 @@ EXTRAS = {
 }
 EXTRAS["test"] = [
     "build",
+    "mkdocs-material>=9.5",
+    "mkdocstrings[python]>=0.30",
     "playwright>=1.50",
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -96,6 +98,7 @@ setup(
         "rich>=13",
         "rouge-score>=0.1.2",
         "sacrebleu>=2.4",
+        "shtab>=1.7",
         "matplotlib>=3.8",
         "psutil>=5.9",
         "pycocotools>=2.0.11",

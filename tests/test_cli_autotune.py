@@ -27,6 +27,9 @@ def test_prints_and_writes_what_was_tried(recipe: Path, tmp_path: Path, capsys: 
         assert "as given" in printed
         assert "expected now" in printed
     assert "from the cache" in printed
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["folder"], told["rows"][0]["way"]) == (str(folder), "as given")
     assert {path.name for path in folder.iterdir()} == {"autotune.json", "autotune.md", "autotune.png"}
 
 

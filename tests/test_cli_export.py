@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from hf_efficient.cli import main
-from hf_efficient.cli.run_command import print_answer
+from hf_efficient.cli.run_command import told_answers
 from hf_efficient.exported import exported_pipeline
 from hf_efficient.job import RunResult
 from tests.tasks.conftest import tiny_checkpoint
@@ -34,18 +34,16 @@ def test_exports_beside_the_model(folder: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("case", ["text", "token"])
-def test_a_run_ends_with_an_answer(case: str, exports: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_ends_with_an_answer(case: str, exports: Callable[..., Any]) -> None:
     exported = exports(case)
     result = RunResult(Path(), Path(), {}, cast(Any, None), exported, "my card is lost")
-    print_answer(result)
-    question, *answers = capsys.readouterr().out.strip().splitlines()
-    assert question == "question  my card is lost"
+    question, *answers = told_answers(result.sample, result.answer())
+    assert question == "\nquestion  my card is lost"
     said = exported_pipeline(exported.folder)("my card is lost")
     labels = [answer.get("label") or answer["entity"] for answer in said]
     assert [line.split()[1] for line in answers] == labels
     result.sample = None
-    print_answer(result)
-    assert capsys.readouterr().out == ""
+    assert told_answers(result.sample, result.answer()) == []
 
 
 BAD = {

@@ -65,6 +65,11 @@ def test_reads_standard_input(run: Path, capsys: pytest.CaptureFixture[str], mon
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=piped))
         assert main(["monitor", str(run), "app.database=sqlite:///own.db", "--stdin"]) == 0
         assert "2 items kept in sqlite:///own.db" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", None)
+    Path("nothing.jsonl").touch()
+    command = ["monitor", str(run), "app.database=sqlite:///own.db", "--follow", "nothing.jsonl", "--once", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == {"items": 2, "database": "sqlite:///own.db"}
     assert Path("own.db").is_file()
 
 
@@ -104,6 +109,10 @@ def test_back_test_of_a_dated_file(run: Path, capsys: pytest.CaptureFixture[str]
         assert [(row["day"], row["items"]) for row in csv.DictReader(handle)] == [("2026-01-01", "1200")]
     assert main([*command[:2], "app.negative=positive", *command[2:]]) == 0  # in the place of the earlier one
     assert "no alarm" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert Path(told.pop("folder")).samefile(folder)
+    assert told == json.loads((folder / "backtest.json").read_text())
     assert not (run / "served").exists()
 
 

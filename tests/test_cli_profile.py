@@ -1,5 +1,6 @@
 """`hf-efficient profile` as a user meets it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,10 @@ def test_prints_and_writes_a_profile(folder: Path, capsys: pytest.CaptureFixture
     assert "feed-forward" in printed
     assert "one layer left" in printed
     assert {path.name for path in made.iterdir()} == {"profile.json", "profile.md", "profile.png"}
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told.pop("folder") == str(made)
+    assert told == json.loads((made / "profile.json").read_text())
 
 
 def test_a_folder_with_something_else_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

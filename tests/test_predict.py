@@ -116,3 +116,5 @@ def test_entities_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (row,) = lines(tmp_path / "in.predicted.jsonl")
     assert [(each["entity"], each["text"], each["start"]) for each in row["entities"]] == [("thing", "card", 12)]
     assert "in.predicted.jsonl" in capsys.readouterr().out
+    assert main(["predict", str(run), str(file), "--text", "note", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": str(tmp_path / "in.predicted.jsonl"), "rows_before": 0}

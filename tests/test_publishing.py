@@ -56,9 +56,9 @@ def pushed(hub: Hub, home: Path, *arguments: Any, token: str = TOKEN) -> "subpro
 
 @pytest.mark.slow
 def test_a_run_is_pushed_and_loads_from_an_empty_cache(finished: Path, hub: Hub, tmp_path: Path) -> None:
-    done = pushed(hub, tmp_path / "pusher", finished.parent, "small-model", "--private")
+    done = pushed(hub, tmp_path / "pusher", finished.parent, "small-model", "--private", "--json")
     assert done.returncode == 0, done.stderr[-2000:]
-    url = done.stdout.splitlines()[-1]
+    url = json.loads(done.stdout)["url"]
     assert url == f"{hub.url}/{REPO}/commit/{hub.commit(REPO).oid}"
     assert hub.repository(REPO).private
     files = hub.files(REPO)

@@ -1,6 +1,7 @@
 """The command line: one module per sub-command, each with `add(subparsers)`.
 
-Exit codes: 0 done, 1 a bug, 2 bad input (one message on standard error), 130 interrupted.
+Exit codes: 0 done, 1 a bug, 2 bad input (one message on standard error), 130 interrupted. With --json, standard output
+has lines of JSON and nothing else; the last one of a command that was refused is ``{"error": ..., "kind": ...}``.
 """
 
 import argparse
@@ -9,7 +10,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import shtab
+
 from hf_efficient import __version__
+from hf_efficient.cli.telling import Teller, teller
 from hf_efficient.errors import EfficientError
 
 COMMANDS = (
@@ -28,24 +32,33 @@ COMMANDS = (
     "doctor",
 )
 """Each lives in `hf_efficient.cli.<name>_command`."""
+PATHS = frozenset({"recipe", "model", "run", "file", "to", "runs", "space", "storage", "follow", "feed", "backtest"})
+"""Arguments that a shell completes with names of files."""
+DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+EXIT_CODES = "exit codes: 0 done, 1 a bug, 2 bad input (one message on standard error), 130 interrupted"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _parsed(arguments)
-    try:
-        return options.command(options)
-    except EfficientError as error:
-        print(f"hf-efficient: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"hf-efficient: the disk is full ({error}); free some space and continue with --resume", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("hf-efficient: interrupted", file=sys.stderr)
-        return 130
+    with teller(options.json) as tell:
+        try:
+            options.command(options, tell)
+            return DONE
+        except EfficientError as error:
+            return _refused(tell, error, str(error))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return _refused(tell, error, f"the disk is full ({error}); free some space and continue with --resume")
+        except KeyboardInterrupt as error:
+            return _refused(tell, error, "interrupted", INTERRUPTED)
+
+
+def _refused(tell: Teller, error: BaseException, message: str, code: int = BAD_INPUT) -> int:
+    print(f"hf-efficient: {message}", file=sys.stderr)
+    tell({"error": message, "kind": type(error).__name__})
+    return code
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -62,9 +75,15 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     purpose = "Fine-tune a transformer once; come out with a model that is measured smaller and faster."
-    parser = argparse.ArgumentParser(prog="hf-efficient", description=purpose)
+    parser = argparse.ArgumentParser(prog="hf-efficient", description=purpose, epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=__version__)
+    shtab.add_argument_to(parser, "--print-completion", help="of a shell; put it where that shell looks for them")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"hf_efficient.cli.{name}_command").add(subparsers)
+    for each in subparsers.choices.values():
+        each.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+        for action in each._actions:
+            if action.dest in PATHS:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
     return parser

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from hf_efficient.cli.telling import Teller
+
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("autotune", help="find the fastest way to train a recipe on this machine")
@@ -12,10 +14,11 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, tell: Teller) -> None:
     from hf_efficient.cli.run_command import quiet_libraries
 
     quiet_libraries()
+    from dataclasses import asdict
     from pathlib import Path
 
     from rich.console import Console
@@ -28,6 +31,5 @@ def command(options: argparse.Namespace) -> int:
     with Console(stderr=True).status("autotune"):
         tuning = autotune(options.recipe, options.overrides, folder=folder)
     if tuning is not None:
-        print(tuning)
-        print(f"table   {folder / 'autotune.md'}\npicture {folder / 'autotune.png'}")
-    return 0
+        where = f"table   {folder / 'autotune.md'}\npicture {folder / 'autotune.png'}"
+        tell({"folder": folder, **asdict(tuning)}, tuning, where)

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from hf_efficient.cli.telling import Teller
+
 TARGETS = ("target-speedup", "target-latency-ms", "target-size-mb", "target-parameters")
 TIMED_EXAMPLES = 256
 RESULT = "compressed.json"
@@ -29,7 +31,7 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, tell: Teller) -> None:
     from hf_efficient.cli.run_command import quiet_libraries
 
     quiet_libraries()
@@ -66,9 +68,11 @@ def command(options: argparse.Namespace) -> int:
         task.processor.save_pretrained(path)
         report.save(path)
         write_json(path / RESULT, {"settings": settings, "changes": changes})
-    print(report)
-    print(f"\nmodel   {folder}\nreport  {folder / 'report.md'}")
-    return 0
+    tell(
+        {"model": folder, "report": report.to_dict()},
+        report,
+        f"\nmodel   {folder}\nreport  {folder / 'report.md'}",
+    )
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from hf_efficient.cli.telling import Teller, tables
+
 PACKAGES = ("hf-efficient", "torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub")
 
 EXTRAS = {
@@ -29,18 +31,9 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
+def command(options: argparse.Namespace, tell: Teller) -> None:
     sections = {"Versions": versions(), "Devices": devices(), "Training precisions": precisions(), "Extras": extras()}
-    for title, rows in sections.items():
-        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
-        for name, value in rows.items():
-            table.add_row(name, value)
-        console.print(table)
-    return 0
+    tell(sections, *tables(sections))
 
 
 def versions() -> dict[str, str]:

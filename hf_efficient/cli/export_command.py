@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from hf_efficient.cli.telling import Teller
+
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("export", help="export a trained model to ONNX Runtime or OpenVINO, and check it")
@@ -18,15 +20,16 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, tell: Teller) -> None:
     from hf_efficient.cli.run_command import quiet_libraries
 
     quiet_libraries()
+    import json
     from pathlib import Path
 
     from hf_efficient.candidates import check_choice
     from hf_efficient.cli.model_and_data import judged_split, prepare
-    from hf_efficient.export import export
+    from hf_efficient.export import REPORT, export
 
     check_choice(options.format, options.quantize, options.max_drop)
     task, model, splits = prepare(options.model, options.task, options.data)
@@ -48,5 +51,4 @@ def command(options: argparse.Namespace) -> int:
         processor=task.processor,
         **drawn,
     )
-    print(result)
-    return 0
+    tell({"folder": result.folder, **json.loads((result.folder / REPORT).read_text(encoding="utf-8"))}, result)

@@ -5,6 +5,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from hf_efficient.cli.telling import Teller
+
 APP = "finance-monitor"
 
 
@@ -26,7 +28,7 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, tell: Teller) -> None:
     from hf_efficient.cli.run_command import quiet_libraries
 
     quiet_libraries()
@@ -40,10 +42,10 @@ def command(options: argparse.Namespace) -> int:
         raise ConfigError(
             "give what to read: --stdin, --follow FILE, --feed URL_OR_FILE (several may be given), or --backtest FILE"
         )
-    return _backtest(options) if options.backtest else _watch(options)
+    (_backtest if options.backtest else _watch)(options, tell)
 
 
-def _watch(options: argparse.Namespace) -> int:
+def _watch(options: argparse.Namespace, tell: Teller) -> None:
     import json
     import sys
 
@@ -55,9 +57,10 @@ def _watch(options: argparse.Namespace) -> int:
     if options.stdin:
         sources.append(Lines(sys.stdin.buffer))
 
-    def tell(marked: Any) -> None:
+    def kept(marked: Any) -> None:
         if options.print:
-            print(json.dumps(shown(marked), ensure_ascii=False), flush=True)
+            values = shown(marked)
+            tell(values, json.dumps(values, ensure_ascii=False))
 
     stopped = []
     before = {
@@ -65,15 +68,16 @@ def _watch(options: argparse.Namespace) -> int:
     }
     try:
         with _open(options, []) as app:
-            watch(app, sources, tell, lambda: bool(stopped))
-            print(f"{app.store.count():,} items kept in {app.store.shown_url}", file=sys.stderr)
+            watch(app, sources, kept, lambda: bool(stopped))
+            count, where = app.store.count(), app.store.shown_url
+        print(f"{count:,} items kept in {where}", file=sys.stderr)
+        tell({"items": count, "database": where})
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 0
 
 
-def _backtest(options: argparse.Namespace) -> int:
+def _backtest(options: argparse.Namespace, tell: Teller) -> None:
     from rich.progress import Progress
 
     from hf_efficient.files import refuse_other_contents
@@ -94,11 +98,8 @@ def _backtest(options: argparse.Namespace) -> int:
             result = backtest(app, items, lambda count: progress.advance(bar, count))
         result = {"file": str(file), "left_out": left_out, **result}
         save(app, result, folder)
-    print(told(result))
-    if left_out:
-        print(f"{left_out} rows without a text or a date were left out")
-    print(f"\nback-test {folder / RESULT}")
-    return 0
+    lines = [f"{left_out} rows without a text or a date were left out"] if left_out else []
+    tell({**result, "folder": folder}, told(result), *lines, f"\nback-test {folder / RESULT}")
 
 
 def _open(options: argparse.Namespace, overrides: list[str]) -> Any:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from hf_efficient.cli.model_and_data import add_run
+from hf_efficient.cli.telling import Teller
 
 
 def add(subparsers: Any) -> None:
@@ -19,7 +20,7 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, tell: Teller) -> None:
     from hf_efficient.cli.run_command import quiet_libraries
 
     quiet_libraries()
@@ -46,5 +47,4 @@ def command(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
             progress=lambda done, count: bar.update(shown, completed=done, total=count),
         )
-    print(f"{to}" + (f" ({found} rows were there already)" if found else ""))
-    return 0
+    tell({"file": to, "rows_before": found}, f"{to}" + (f" ({found} rows were there already)" if found else ""))

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from hf_efficient.cli.telling import Teller
+
 EXAMPLES = 256
 
 
@@ -16,7 +18,7 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, tell: Teller) -> None:
     from hf_efficient.cli.run_command import quiet_libraries
 
     quiet_libraries()
@@ -42,6 +44,4 @@ def command(options: argparse.Namespace) -> int:
             tell=lambda step: status.update(f"profile: {step}"),
         )
     made.save(folder)
-    print(made)
-    print(f"\nprofile {folder / 'profile.md'}")
-    return 0
+    tell({"folder": folder, **made.to_dict()}, made, f"\nprofile {folder / 'profile.md'}")

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from hf_efficient.cli.telling import Teller
+
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("push", help="push a finished run to the Hub: model, card, exports, report, recipe")
@@ -19,10 +21,12 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, tell: Teller) -> None:
     from hf_efficient.cli.run_command import quiet_libraries
 
     quiet_libraries()
+    from dataclasses import asdict
+
     from hf_efficient.publishing import publish
 
     made = publish(
@@ -35,7 +39,4 @@ def command(options: argparse.Namespace) -> int:
         space=options.space,
         message=options.message,
     )
-    for name in made.files:
-        print(f"  {name}")
-    print(made.url)
-    return 0
+    tell(asdict(made), *(f"  {name}" for name in made.files), made.url)

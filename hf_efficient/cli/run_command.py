@@ -1,10 +1,9 @@
 """`hf-efficient run`: run a recipe."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from hf_efficient.job import RunResult
+from hf_efficient.cli.telling import Teller
 
 
 def add(subparsers: Any) -> None:
@@ -16,30 +15,35 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, tell: Teller) -> None:
     quiet_libraries()
     from hf_efficient.run import run
 
     result = run(options.recipe, options.overrides, runs=options.runs, resume=options.resume)
     if result is None:  # another process prints
-        return 0
-    print(result.report)
-    print(f"\nmodel   {result.model}\nreport  {result.folder / 'report.md'}\n        {result.folder / 'report.png'}")
-    if result.exported is not None:
-        print(f"export  {result.exported.folder}")
-        print_answer(result)
-    return 0
-
-
-def print_answer(result: "RunResult") -> None:
-    """What the export says to one real question."""
-    answers = result.answer()
-    if not answers:
         return
-    print(f"\nquestion  {result.sample}")
+    exported, answers = result.exported, result.answer()
+    values = {
+        "folder": result.folder,
+        "model": result.model,
+        "exported": None if exported is None else exported.folder,
+        "report": result.report.to_dict(),
+        "question": result.sample if answers else None,
+        "answers": answers,
+    }
+    lines = [f"\nmodel   {result.model}", f"report  {result.folder / 'report.md'}"]
+    lines += [f"        {result.folder / 'report.png'}"]
+    lines += [] if exported is None else [f"export  {exported.folder}"]
+    tell(values, result.report, *lines, *told_answers(result.sample, answers))
+
+
+def told_answers(question: Any, answers: list[dict[str, Any]]) -> list[str]:
+    """What the export says to one real question."""
+    lines = [f"\nquestion  {question}"] if answers else []
     for answer in answers:
         label = answer.get("label") or answer.get("entity_group") or answer.get("entity")
-        print(f"answer    {label} ({answer['score']:.3f})")
+        lines.append(f"answer    {label} ({answer['score']:.3f})")
+    return lines
 
 
 def quiet_libraries() -> None:

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hf_efficient.cli.telling import Teller
+
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("search", help="find the best values of a recipe, by accuracy and measured speed")
@@ -34,7 +36,7 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, tell: Teller) -> None:
     from hf_efficient.cli.run_command import quiet_libraries
 
     quiet_libraries()
@@ -52,13 +54,11 @@ def command(options: argparse.Namespace) -> int:
         finish=not options.no_finish,
         say=lambda line: print(line, flush=True),
     )
-    print(f"\n{(result.folder / 'study.md').read_text(encoding='utf-8')}")
-    if result.recipe is not None:
-        print(f"recipe   {result.recipe}")
-    if result.run is not None:
-        print(f"model    {result.run / 'final'}\nreport   {result.run / 'report.md'}")
-    print(f"pictures {result.folder}")
-    return 0
+    lines = [f"\n{(result.folder / 'study.md').read_text(encoding='utf-8')}"]
+    lines += [] if result.recipe is None else [f"recipe   {result.recipe}"]
+    lines += [] if result.run is None else [f"model    {result.run / 'final'}\nreport   {result.run / 'report.md'}"]
+    found = {"folder": result.folder, "recipe": result.recipe, "run": result.run, **result.found.plain()}
+    tell(found, *lines, f"pictures {result.folder}")
 
 
 def _settings(options: argparse.Namespace) -> list[str]:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from hf_efficient.cli.model_and_data import add_run
+from hf_efficient.cli.telling import Teller
 
 
 def add(subparsers: Any) -> None:
@@ -19,10 +20,12 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, tell: Teller) -> None:
     from hf_efficient.cli.run_command import quiet_libraries
 
     quiet_libraries()
+    from dataclasses import asdict
+
     from hf_efficient.service import ServiceSettings, serve
 
     settings = ServiceSettings(
@@ -35,5 +38,4 @@ def command(options: argparse.Namespace) -> int:
         threads=options.threads,
         model=options.model,
     )
-    serve(options.run, settings, options.overrides, say=lambda line: print(line, flush=True))
-    return 0
+    serve(options.run, settings, options.overrides, announce=lambda address: tell(asdict(address), address))

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from hf_efficient.cli.telling import Teller
+
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("show", help="print a recipe")
@@ -10,8 +12,10 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(command=command)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, tell: Teller) -> None:
+    import yaml
+
     from hf_efficient.recipe import source
 
-    print(source(options.recipe), end="")
-    return 0
+    text = source(options.recipe)
+    tell(yaml.safe_load(text), text.removesuffix("\n"))

@@ -119,17 +119,41 @@ def _prepare(app: App, recipe: Recipe) -> None:
     prepare_app(app, data)
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where a service can be reached.
+
+    Attributes:
+        app, runtime: names of what answers.
+        page: None where there is none.
+        token: what requests must bring; None where they need none.
+    """
+
+    app: str
+    runtime: str
+    url: str
+    page: str | None
+    token: str | None
+
+    def __str__(self) -> str:
+        lines = [f"{self.app} with {self.runtime} on {self.url}"]
+        lines += [f"page     {self.page}"] if self.page else []
+        lines += [f"API      {self.url}/api/answer, described at {self.url}/docs"]
+        lines += [f"token    {self.token}"] if self.token else []
+        return "\n".join(lines)
+
+
 def serve(
     run: str | Path,
     settings: ServiceSettings,
     overrides: Sequence[str] = (),
     *,
-    say: Callable[[str], Any] = print,
+    announce: Callable[["Address"], Any] = print,
 ) -> None:
     """Serve the app of ``run`` until the process is told to stop (SIGTERM, Ctrl-C); what is under way is answered.
 
     Args:
-        say: is told where it can be reached.
+        announce: is told where it can be reached.
 
     Raises:
         ConfigError: as for `open_app`; or the address is taken.
@@ -160,12 +184,8 @@ def serve(
         sockets = [_bound(config)]
         port = sockets[0].getsockname()[1]
         url = f"http://{settings.host}:{port}"
-        say(f"{app.name} with {app.predictor.runtime.name} on {url}")
-        if has_page:
-            say(f"page     {url}/" + (f"?token={token}" if token else ""))
-        say(f"API      {url}/api/answer, described at {url}/docs")
-        if token:
-            say(f"token    {token}")
+        page = f"{url}/" + (f"?token={token}" if token else "") if has_page else None
+        announce(Address(app.name, app.predictor.runtime.name, url, page, token))
         with _stops_quietly():
             uvicorn.Server(config).run(sockets)
 

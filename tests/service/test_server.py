@@ -1,6 +1,6 @@
 """The server as a process: where it listens, what it says, and how it stops."""
 
-import re
+import json
 import signal
 import socket
 import subprocess
@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from hf_efficient import ConfigError
-from hf_efficient.service.server import ServiceSettings, is_loopback, open_app, serve
+from hf_efficient.service.server import Address, ServiceSettings, is_loopback, open_app, serve
 from tests.runs import text_run
 
 
@@ -26,18 +26,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def served(run: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Process and address."""
-    command = [sys.executable, "-m", "hf_efficient", "serve", str(run), "--port", "0", "--no-page", *options]
+    command = [sys.executable, "-m", "hf_efficient", "serve", str(run), "--port", "0", "--no-page", "--json", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        said = ""
-        while "API" not in said:
-            line = process.stdout.readline()
-            assert line, said
-            said += line
-        found = re.search(r"http://[\d.]+:\d+", said)
-        assert found
+        address = json.loads(process.stdout.readline())
+        assert (address["page"], address["token"]) == (None, None)
         try:
-            yield process, found[0]
+            yield process, address["url"]
         finally:
             process.kill()
 
@@ -87,6 +82,17 @@ def test_a_thousand_at_once(run: Path) -> None:
         assert set(statuses) == {200, 503}
         assert all(response.headers["retry-after"] == "1" for response in found if response.status_code == 503)
         assert all(response.json()["label"] == "card" for response in found if response.status_code == 200)
+
+
+def test_an_address_is_told_to_people() -> None:
+    lines = str(Address("a", "ONNX", "http://h:1", "http://h:1/?token=t", "t")).splitlines()
+    assert lines[0] == "a with ONNX on http://h:1"
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["page", "http://h:1/?token=t"],
+        ["API", "http://h:1/api/answer,"],
+        ["token", "t"],
+    ]
+    assert len(str(Address("a", "ONNX", "http://h:1", None, None)).splitlines()) == 2
 
 
 def test_a_taken_port_is_told(run: Path) -> None:
