@@ -48,6 +48,8 @@ EXTRAS["test"] = [
     "psutil",
     "pillow",
     "setuptools>=77",
+    "tensorboard>=2.18",
+    "trackio>=0.20",
     *EXTRAS["apps"],
     *EXTRAS["bitsandbytes"],
     *EXTRAS["data"],

@@ -46,7 +46,7 @@ from hf_efficient.task import Task
 from hf_efficient.timing import Work, latency_ms
 
 TRIALS, STARTUP = 10, 4
-EXAMPLES, JUDGED = 1100, 1000
+EXAMPLES, JUDGED = 1500, 1000
 LEAST_ACCURACY, MOST_LATENCY = 0.5, 2.0
 GOALS = Goals((Objective("accuracy", True), Objective("latency_ms", False)))
 CUT = "stages.compress.optimizations.structured_pruning"

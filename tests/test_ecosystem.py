@@ -1,11 +1,15 @@
-"""Trainers of other libraries, made efficient; skipped where the library is not installed."""
+"""Other libraries: their trainers made efficient, trackers, launchers; skipped where the library is not installed."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments, Optimization, Order, efficient
@@ -156,3 +160,39 @@ def test_trackio_gets_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     trainer = tracked(tmp_path, "trackio", monkeypatch)
     (run,) = trackio.Api().runs(trainer.args.project)
     assert run.name == "mine"
+
+
+SCRIPT = """
+from pathlib import Path
+from hf_efficient import EfficientTrainer, EfficientTrainingArguments
+from tests.test_parity import build
+
+cut = {"structured_pruning": {"keep_layers": [0, 2]}}
+trainer = build(EfficientTrainer, EfficientTrainingArguments, Path("out"), optimizations=cut, measure_seconds=0)
+trainer.train()
+print(trainer.accelerator.mixed_precision, trainer.args.gradient_accumulation_steps)
+"""
+
+
+def test_a_config_file_of_accelerate_works_as_it_is(tmp_path: Path) -> None:
+    config = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "NO",
+        "mixed_precision": "bf16",
+        "num_processes": 1,
+        "use_cpu": True,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = ["accelerate.commands.launch", "--config_file", "config.yaml", "script.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "bf16 1"
+    assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
