@@ -5,7 +5,7 @@ Searched are how much is cut and how the rest learns. Three ways, with the recip
 
 - random: random search that trains and measures each trial as a whole, as a script around stock pieces does;
 - optuna: the same with Optuna's TPE, after 4 random trials (after its default of 10 none would be left to it);
-- ours: `hf_efficient.search` with TPE.
+- ours: `hf_efficient.search` as it is: the recipe as given, the cheapest shape, then Optuna's Gaussian process.
 
 Trials of the first two cost the time of a whole run: fine-tuning is the same for all of them, so it is done once here,
 and its seconds are counted for each of them. The trials that TPE draws at random are those that random search begins
@@ -134,7 +134,7 @@ def recipe(quick: bool, seed: int, folder: Path) -> Recipe:
         "model": DEFAULT_MODEL,
         "data": {**{name: str(folder / f"{name}.csv") for name in ("train", "validation")}, "max_length": 64},
         "stages": stages,
-        "search": {"space": SPACE, "objectives": list(map(str, GOALS.objectives)), "sampler": "tpe"},
+        "search": {"space": SPACE, "objectives": list(map(str, GOALS.objectives))},
         "seed": seed,
     }
     path = folder / "recipe.yaml"

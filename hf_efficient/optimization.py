@@ -193,6 +193,9 @@ class Optimization(TrainerCallback):
     stage_settings: ClassVar[frozenset[str]] = frozenset()
     """Settings that hold a model, or a list of them: in a recipe it may be an earlier stage's, by the stage's name."""
 
+    cheaper: ClassVar[Mapping[str, int]] = {}
+    """Settings by which the finished model gets faster or smaller: -1 the less, 1 the more there is of them."""
+
     _trainer_ready = False
 
     @classmethod

@@ -1,6 +1,9 @@
 """Other libraries: their trainers made efficient, trackers, launchers; skipped where the library is not installed."""
 
+import contextlib
+import json
 import os
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -121,27 +124,19 @@ def test_trl_s_arguments_are_changed_without_being_made_anew(tmp_path: Path, lla
     assert trainer.args.generation_batch_size == 4
 
 
-def tracked(tmp_path: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A trainer that has told ``tracker`` of its training."""
-    monkeypatch.chdir(tmp_path)
+def test_tensorboard_gets_what_was_measured(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     trainer = build(
         EfficientTrainer,
         EfficientTrainingArguments,
         tmp_path / "out",
         optimizations={"structured_pruning": {"keep_layers": [0, 2]}},
-        report_to=[tracker],
-        run_name="mine",
+        report_to=["tensorboard"],
         measure_seconds=0.05,
     )
     trainer.train()
-    return trainer
-
-
-def test_tensorboard_gets_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    trainer = tracked(tmp_path, "tensorboard", monkeypatch)
     (folder,) = {file.parent for file in tmp_path.rglob("events.out.tfevents.*")}
     events = EventAccumulator(str(folder))
     events.Reload()
@@ -152,26 +147,46 @@ def test_tensorboard_gets_what_was_measured(tmp_path: Path, monkeypatch: pytest.
     assert events.Scalars("train/train_share_forward")[-1].value > 0
 
 
-def test_trackio_gets_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio_gets_what_was_measured(tmp_path: Path) -> None:
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    import trackio
-
-    trainer = tracked(tmp_path, "trackio", monkeypatch)
-    (run,) = trackio.Api().runs(trainer.args.project)
-    assert run.name == "mine"
+    told = ran(tmp_path, "script.py", TRACKER="trackio", TRACKIO_DIR=str(tmp_path / "trackio"))
+    (file,) = (tmp_path / "trackio").glob("*.db")
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        rows = database.execute("select run_name, metrics from metrics").fetchall()
+    assert {name for name, _ in rows} == {"mine"}
+    (last,) = (logged for logged in (json.loads(row) for _, row in rows) if "train/after_latency_ms" in logged)
+    assert last["train/after_parameters"] == int(told.split()[-1])
 
 
 SCRIPT = """
+import os
 from pathlib import Path
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments
 from tests.test_parity import build
 
-cut = {"structured_pruning": {"keep_layers": [0, 2]}}
-trainer = build(EfficientTrainer, EfficientTrainingArguments, Path("out"), optimizations=cut, measure_seconds=0)
+options = {"optimizations": {"structured_pruning": {"keep_layers": [0, 2]}}, "measure_seconds": 0.05}
+if "TRACKER" in os.environ:
+    options |= {"report_to": [os.environ["TRACKER"]], "run_name": "mine"}
+trainer = build(EfficientTrainer, EfficientTrainingArguments, Path("out"), **options)
 trainer.train()
-print(trainer.accelerator.mixed_precision, trainer.args.gradient_accumulation_steps)
+print(trainer.accelerator.mixed_precision, trainer.report.after.parameters)
 """
+
+
+def ran(folder: Path, *command: str, **variables: str) -> str:
+    """The last line that ``python command``, which runs `SCRIPT` as script.py, prints."""
+    (folder / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (folder / "out" / "final" / "model.safetensors").is_file()
+    return next(line for line in done.stdout.splitlines()[::-1] if line.startswith(("no ", "bf16 ")))
 
 
 def test_a_config_file_of_accelerate_works_as_it_is(tmp_path: Path) -> None:
@@ -183,16 +198,5 @@ def test_a_config_file_of_accelerate_works_as_it_is(tmp_path: Path) -> None:
         "use_cpu": True,
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = ["accelerate.commands.launch", "--config_file", "config.yaml", "script.py"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == "bf16 1"
-    assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
+    launch = ("-m", "accelerate.commands.launch", "--config_file", "config.yaml", "script.py")
+    assert ran(tmp_path, *launch).split()[0] == "bf16"

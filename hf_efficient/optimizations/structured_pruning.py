@@ -1,8 +1,9 @@
 """Structured pruning: cut layers, heads and feed-forward features out of a fine-tuned model until it hits a target."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hf_efficient.blocks import layer_stacks, layers_of, require_heads_can_go
 from hf_efficient.calibration import require_trained
@@ -57,6 +58,11 @@ class StructuredPruning(Optimization):
 
     name = "structured_pruning"
     order = Order.STRUCTURE
+    cheaper: ClassVar[Mapping[str, int]] = {
+        **dict.fromkeys(("keep_layers", "keep_heads", "keep_ffn"), -1),
+        **dict.fromkeys(("target_latency_ms", "target_size_mb", "target_parameters"), -1),
+        "target_speedup": 1,
+    }
 
     def __post_init__(self) -> None:
         keep = self.keep_layers

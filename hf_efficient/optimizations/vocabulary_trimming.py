@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import pyarrow as pa
@@ -48,6 +48,7 @@ class VocabularyTrimming(Optimization):
     """Upper limit of the vocabulary: the most frequent tokens stay; null: no limit."""
 
     name = "vocabulary_trimming"
+    cheaper: ClassVar[Mapping[str, int]] = {"size": -1, "min_count": 1}
     order = Order.STRUCTURE
 
     def __post_init__(self) -> None:

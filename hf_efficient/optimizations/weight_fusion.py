@@ -3,9 +3,9 @@
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -51,6 +51,7 @@ class WeightFusion(Optimization):
     """Training batches on which activations are compared."""
 
     name = "weight_fusion"
+    cheaper: ClassVar[Mapping[str, int]] = {"merge": 1, "merge_heads": 1}
     order = Order.FUSION
 
     def __post_init__(self) -> None:

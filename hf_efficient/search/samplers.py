@@ -61,7 +61,7 @@ def _grid() -> type["BaseSampler"]:
 
 SAMPLERS: Mapping[str, Callable[..., "BaseSampler"]] = {
     "tpe": _constrained("TPESampler", multivariate=True, group=True, n_startup_trials=4),
-    "gp": _constrained("GPSampler"),
+    "gp": _constrained("GPSampler", n_startup_trials=3),
     "nsga2": _constrained("NSGAIISampler", population_size=16),
     "nsga3": _constrained("NSGAIIISampler", population_size=16),
     "cmaes": _free("CmaEsSampler"),
@@ -111,9 +111,9 @@ def _automatic(space: "Space", objectives: int, trials: int) -> tuple[str, str]:
         return "grid", f"{space.size} combinations are no more than the trials"
     if trials >= MANY and objectives > 1:
         return "nsga2", f"{trials} trials with several objectives"
-    if space.is_numeric and not space.is_conditional and objectives == 1:
-        return "gp", "numbers alone and one objective"
-    return "tpe", "it takes conditions, choices and several objectives"
+    if space.is_numeric and not space.is_conditional:
+        return "gp", "numbers alone, and few trials"
+    return "tpe", "it takes conditions and choices"
 
 
 def _excesses(trial: Any) -> list[float]:

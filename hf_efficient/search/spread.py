@@ -1,17 +1,19 @@
-"""The first trials of a search for a trade-off: spread over what decides it, while the model learns as given.
+"""The first trials of a search for a trade-off: its cheap end, and a point anywhere, while the model learns as given.
 
 How a recipe trains has been found good by whoever wrote it, and a bad learning rate hides what a shape is worth. So
-what is searched under ``stages.<name>.training`` stays for these; the sampler varies all from then on.
+what is searched under ``stages.<name>.training`` stays for these; the sampler varies all from then on. The cheapest
+model that the space has is one end of the front, and tells what all others are to be compared with.
 """
 
 from typing import Any
 
 from scipy.stats import qmc
 
+from hf_efficient.plan import optimization_class
 from hf_efficient.search.goals import MEASURED, Goals
 from hf_efficient.search.space import Space
 
-MOST = 4
+MOST = 2
 LEAST_SHARE = 3
 """One of so many trials at most."""
 TRIED = 4
@@ -19,7 +21,8 @@ TRIED = 4
 
 
 def spread(space: Space, goals: Goals, trials: int, seed: int) -> list[dict[str, Any]]:
-    """Parameters of Optuna, by a Halton sequence; none where no trade-off is searched, or nothing stays as given.
+    """Parameters of Optuna: the cheapest, then by a Halton sequence; none where no trade-off is searched, or nothing
+    stays as given.
 
     Args:
         trials: that the search will have.
@@ -30,9 +33,16 @@ def spread(space: Space, goals: Goals, trials: int, seed: int) -> list[dict[str,
     if not (traded and given and free):
         return []
     count = min(MOST, trials // LEAST_SHARE)
+    points = [
+        _Point(given, dict(zip(free, point.tolist(), strict=True)))
+        for point in qmc.Halton(len(free), seed=seed).random(TRIED * count)
+    ]
+    ends = {key: 1.0 if end > 0 else 0.0 for key in free if (end := _cheap_end(space, key))}
+    if ends:
+        others = {key: value for key, value in space.as_given().items() if key not in ends}
+        points = [_Point(others, {**dict.fromkeys(free, 0.5), **ends}), *points]
     found: list[dict[str, Any]] = []
-    for point in qmc.Halton(len(free), seed=seed).random(TRIED * count):
-        drawn = _Point(given, dict(zip(free, point.tolist(), strict=True)))
+    for drawn in points:
         space.suggested(drawn, {*free, *given})
         if not any(_alike(space, drawn.parameters, other) for other in (*found, space.as_given())):
             found.append(drawn.parameters)
@@ -43,6 +53,14 @@ def _alike(space: Space, one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether all that is not continuous is the same: such trials say the same of the trade-off."""
     told = [key for key in one if not space.dimensions[key].is_continuous]
     return bool(told) and all(one[key] == other.get(key) for key in told)
+
+
+def _cheap_end(space: Space, key: str) -> int:
+    """-1 where less of ``key`` makes a cheaper model, 1 where more does, 0 where neither is known."""
+    parts = key.split(".")
+    if len(parts) != 5 or parts[2] != "optimizations" or space.dimensions[key].choices is not None:
+        return 0
+    return optimization_class(parts[3]).cheaper.get(parts[4], 0)
 
 
 def _is_learning(key: str) -> bool:

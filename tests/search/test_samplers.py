@@ -19,7 +19,7 @@ def made(recipe: Path, dimensions: dict[str, Any], name: str = "auto", objective
     [
         ({RATE: [1e-3, 2e-3]}, 2, 20, "grid"),
         ({RATE: RANGE}, 1, 20, "gp"),
-        ({RATE: RANGE}, 2, 20, "tpe"),
+        ({RATE: RANGE}, 2, 20, "gp"),
         ({RATE: RANGE}, 2, MANY, "nsga2"),
         ({RATE: RANGE, LAYERS: [[0], [1]]}, 1, 20, "tpe"),
     ],
