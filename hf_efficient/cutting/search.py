@@ -95,8 +95,13 @@ class Search:
 
     @functools.cached_property
     def wanted(self) -> dict[Key, list[torch.Tensor]]:
-        """What a repaired model's residual stream should be. The model must not have been cut yet."""
+        """What a repaired model's residual stream should be: that of the model when it is first asked for."""
         return streams(self.model, self.fitting)
+
+    def look(self) -> None:
+        """Note what repairs will be made towards, for who changes the model before it is cut."""
+        if self.repairing:
+            _ = self.wanted
 
     @functools.cached_property
     def moments(self) -> dict[Key, Moments]:

@@ -105,8 +105,10 @@ class WeightFusion(Optimization):
             return Search(model, context.calibration(self.calibration_batches), "activation")
 
         def apply() -> None:
-            fold(model, search().moments, merges)
-            search().apply(model, shape)
+            found = search()
+            found.look()  # repairs are towards the model as it is now
+            fold(model, found.moments, merges)
+            found.apply(model, shape)
 
         if not self._decision:
             self._decision = context.decide(self.name, lambda: self._choose(model, context, search))

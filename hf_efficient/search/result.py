@@ -14,7 +14,8 @@ from hf_efficient.picture import AFTER_COLOUR, BEFORE_COLOUR, MUTED_COLOUR, blan
 from hf_efficient.recipe import Recipe
 from hf_efficient.search.earlier import STUDY
 from hf_efficient.search.goals import Goals, Rule
-from hf_efficient.search.study import AS_GIVEN, EARLIER, ERROR, FIGURES, STAGES, STOPPED, VALUES, completed, is_void
+from hf_efficient.search.proposing import FIGURES
+from hf_efficient.search.study import AS_GIVEN, EARLIER, ERROR, STAGES, STOPPED, VALUES, completed, is_void
 from hf_efficient.search.trials import WHOLE
 
 if TYPE_CHECKING:

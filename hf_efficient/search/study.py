@@ -15,6 +15,7 @@ from hf_efficient.recipe import Recipe
 from hf_efficient.search.earlier import earlier
 from hf_efficient.search.goals import Constraint, Goals, Objective
 from hf_efficient.search.leases import Leases
+from hf_efficient.search.proposing import FIGURES, models, proposed
 from hf_efficient.search.samplers import CONSTRAINTS, OUTSIDE, make_pruner, make_sampler
 from hf_efficient.search.space import Space
 from hf_efficient.search.spread import spread
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AS_GIVEN, SURPLUS, ERROR, STOPPED = "as given", "surplus", "error", "stopped"
-FIGURES = "figures"
-"""User attributes of a trial. figures: share of the training -> name -> value."""
 STAGES, VALUES, RETRY_OF, EARLIER = "stages", "values", "retry of", "earlier"
 SEED_STEP = 1009
 RECIPE, READY = "recipe", "ready"
@@ -150,6 +149,10 @@ class Search:
             if len([trial for trial in counted if trial.state != optuna.trial.TrialState.WAITING]) >= wanted:
                 time.sleep(POLL_SECONDS)  # others are still at work on the last ones
                 continue
+            is_free = not any(trial.state == optuna.trial.TrialState.WAITING for trial in counted)
+            if is_free and models(study.sampler, len(self.goals.objectives)):
+                with quietly():
+                    study.enqueue_trial(proposed(study.sampler, self.space, self._bar, counted))
             with quietly():
                 study.optimize(
                     lambda trial: self._objective(study, trial, wanted, say),

@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 import shutil
+import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,19 @@ class Bar:
         Args:
             finished: of each finished trial, share -> figures.
         """
+        return self._at_end(rung, figures, finished, lambda gains, maximize: max(gains) if maximize else min(gains))
+
+    def expected(self, rung: str, figures: Figures, finished: Sequence[Mapping[str, Figures]]) -> Figures | None:
+        """As `optimistic`, but as they are likely to be: improved as much as finished trials did on average."""
+        return self._at_end(rung, figures, finished, lambda gains, maximize: statistics.fmean(gains))
+
+    def _at_end(
+        self,
+        rung: str,
+        figures: Figures,
+        finished: Sequence[Mapping[str, Figures]],
+        choose: Callable[[Sequence[float], bool], float],
+    ) -> Figures | None:
         both = [(trial[rung], trial[str(WHOLE)]) for trial in finished if rung in trial and str(WHOLE) in trial]
         if not both:
             return None
@@ -190,10 +204,10 @@ class Bar:
             if name in MEASURED and name != "training_seconds":
                 # an export is measured at the end only, and what it is faster by differs little between trials
                 ratios = [after[name] / before[name] for before, after in both if before.get(name)]
-                found[name] = figures[name] * ((max if maximize else min)(ratios) if ratios else 1.0)
+                found[name] = figures[name] * (choose(ratios, maximize) if ratios else 1.0)
             else:
                 gains = [after[name] - before[name] for before, after in both]
-                found[name] = figures[name] + (max if maximize else min)(gains)
+                found[name] = figures[name] + choose(gains, maximize)
         return found
 
     def hopeless(self, rung: str, figures: Figures, finished: Sequence[Mapping[str, Figures]]) -> str:

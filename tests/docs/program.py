@@ -19,6 +19,7 @@ import yaml
 import hf_efficient
 import hf_efficient.recipe
 import hf_efficient.search
+from hf_efficient.measure import measure
 from tests.docs.blocks import ROOT, blocks
 from tests.runs import LABELS, loaded, text_data
 from tests.tasks.conftest import tiny_checkpoint
@@ -38,7 +39,7 @@ def main(file: str) -> None:
 
     document = Path(file)
     with pytest.MonkeyPatch.context() as made_small:
-        _make_small(made_small, document.read_text(encoding="utf-8"))
+        _make_small(made_small, "".join(block.text for block in blocks(document, "python")))
         given = _given()
         kept: dict[str, Any] = {}
         for block in blocks(document, "python"):
@@ -55,9 +56,11 @@ def vars_of(package: Any) -> dict[str, Any]:
     return {name: getattr(package, name) for name in package.__all__}
 
 
-def _make_small(patch_: Any, text: str) -> None:
-    """The recipe that documents name, its runs, and how long things are measured."""
+def _make_small(patch_: Any, code: str) -> None:
+    """The recipe that documents name, its runs where the code has them, and how long things are measured."""
     measure_hastily(patch_)
+    for module in ("before_after", "export"):
+        patch_.setattr(f"hf_efficient.{module}.measure", _hasty)
     patch_.setattr("hf_efficient.cutting.costs.LEAST_SECONDS", 0.01)
     patch_.setattr("hf_efficient.cutting.costs.ROUNDS", 3)
     patch_.setattr("hf_efficient.profiling.bounds.KINDS", {"torch": None})
@@ -74,7 +77,7 @@ def _make_small(patch_: Any, text: str) -> None:
     search = hf_efficient.search.search
     few = lambda *args, trials, **more: search(*args, trials=min(trials, 2), finish=False, **more)  # noqa: E731
     patch_.setattr("hf_efficient.search.search", few)
-    if "runs/" in text:
+    if "runs/" in code:
         from hf_efficient.run import run
 
         result = run("customer-service", runs="made")
@@ -82,6 +85,10 @@ def _make_small(patch_: Any, text: str) -> None:
         shutil.copytree(result.folder, RUN)
     for name in ("catalogue.csv", "log.csv"):
         shutil.copy(ROOT / "tasks" / "data" / "purchases" / name, name)
+
+
+def _hasty(*args: Any, **options: Any) -> Any:
+    return measure(*args, **{**options, "seconds": 0, "repeats": 1, "warmup": 0})
 
 
 def _trainer(given: dict[str, Any]) -> dict[str, Any]:
