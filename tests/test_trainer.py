@@ -234,6 +234,7 @@ class TestStockTrainer:
             "describe",
             "attach",
             "proposals",
+            "cheaper",
             "conflicts",
             "decides_by_training",
             "needs_first_weights",

@@ -3,6 +3,7 @@
 Everything is named by a hash of the model's weights, the batches and what was asked, so that nothing is ever stale.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from hf_efficient.cutting.observation import Batches, Key
 from hf_efficient.files import atomic_path, write_json
 
 FOLDER = "cuts"
+KEPT = 8
+"""Models whose weights are kept: those asked for last are asked for again, by a trial's rungs and its like."""
 
 
 class Known:
@@ -48,15 +51,25 @@ class Known:
         if self._folder is None:
             return compute()
         file = self._file(json.dumps(asked, sort_keys=True), "safetensors")
-        if not file.is_file():
-            made = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in compute().items()}
-            with atomic_path(file) as path:
-                save_file(made, path)
-        return load_file(file)
+        with contextlib.suppress(FileNotFoundError):
+            return load_file(file)
+        made = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in compute().items()}
+        with atomic_path(file) as path:
+            save_file(made, path)
+        for old in sorted(file.parent.glob("*.safetensors"), key=_written)[:-KEPT]:
+            old.unlink(missing_ok=True)
+        return made
 
     def _file(self, asked: str, ending: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{hashlib.sha256(self._about + asked.encode()).hexdigest()[:24]}.{ending}"
+
+
+def _written(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # another process was faster
+        return 0.0
 
 
 def _hash(model: nn.Module, batches: Batches) -> bytes:

@@ -166,11 +166,11 @@ class StructuredPruning(Optimization):
         return Search(
             model,
             batches,
-            self.importance,
-            self.repair,
-            context.steps,
-            context.args.learning_rate,
-            shared if shared.is_dir() else None,
+            importance=self.importance,
+            repairing=self.repair,
+            steps=context.steps,
+            rate=context.args.learning_rate,
+            folder=shared if shared.is_dir() else None,
         )
 
     def _choose(self, model: Any, context: Context, search: "_Lazily") -> dict[str, Any]:

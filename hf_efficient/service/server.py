@@ -203,6 +203,7 @@ def _bound(config: Any) -> Any:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((config.host, config.port))
+        sock.listen(config.backlog)  # who hears the address may ask at once
     except OSError as error:
         sock.close()
         raise ConfigError(

@@ -51,3 +51,13 @@ def test_another_model_or_other_batches_are_not_the_same(trained: Any, batches: 
     assert_same_tensors(applied(trained, fewer, tmp_path), applied(trained, fewer, None))
     assert_same_tensors(applied(trained, batches, tmp_path), first)
     assert len(list((tmp_path / FOLDER).glob("*.json"))) == 3
+
+
+def test_few_weights_are_kept(trained: Any, batches: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_efficient.cutting.known.KEPT", 2)
+    for width in (4, 8, 12, 16):
+        applied(trained, batches, tmp_path, dict.fromkeys(WIDTHS, width))
+    assert len(list((tmp_path / FOLDER).glob("*.safetensors"))) == 2
+    assert len(list((tmp_path / FOLDER).glob("*.json"))) == 1
+    first = applied(trained, batches, tmp_path, dict.fromkeys(WIDTHS, 4))
+    assert_same_tensors(first, applied(trained, batches, None, dict.fromkeys(WIDTHS, 4)))
