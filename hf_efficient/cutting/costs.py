@@ -49,7 +49,8 @@ class Costs:
         counts = [each for each, _ in known]
         at = min(max(bisect.bisect_left(counts, count), 1), len(known) - 1)
         (low, cheap), (high, dear) = known[at - 1], known[at]
-        return cheap + (dear - cheap) * (count - low) / (high - low)
+        # Below zero where times are noisy, or where the line goes on beyond the narrowest that was timed
+        return max(0.0, cheap + (dear - cheap) * (count - low) / (high - low))
 
     def layer(self, stack: str, counts: Mapping[str, int]) -> float:
         """Cost of a layer whose sublayers have ``counts`` units."""

@@ -1,6 +1,6 @@
 """What was found out of a model's cuts, on disk: a search cuts one model to many shapes, and to one shape many times.
 
-Everything is named by a hash of the model's weights, the batches and what was asked, so that nothing is ever stale.
+Everything is named by a hash of our version, the weights, the batches and what was asked: nothing is ever stale.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from hf_efficient import __version__
 from hf_efficient.cutting.observation import Batches, Key
 from hf_efficient.files import atomic_path, write_json
 
@@ -73,7 +74,7 @@ def _written(file: Path) -> float:
 
 
 def _hash(model: nn.Module, batches: Batches) -> bytes:
-    said = hashlib.sha256()
+    said = hashlib.sha256(__version__.encode())
     for name, tensor in _tensors(model, batches):
         said.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         said.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -87,6 +87,8 @@ def test_costs_between_known_widths_are_interpolated() -> None:
     costs = Costs("ms", 1.0, {STACK: 0.5}, {STACK: {"ffn": {4: 1.0, 8: 3.0}}})
     assert costs.of(STACK, "ffn", 6) == 2.0
     assert costs.of(STACK, "ffn", 2) == 0.0  # as the nearest two go on
+    assert costs.of(STACK, "ffn", 1) == 0.0  # nothing costs less than nothing
+    assert Costs("ms", 1.0, {STACK: 0.5}, {STACK: {"ffn": {4: 3.0, 8: -1.0}}}).of(STACK, "ffn", 8) == 0.0  # noise
     assert costs.total({STACK: [{"ffn": 4}, {"ffn": 8}]}) == 1 + 2 * 0.5 + 4
 
 

@@ -1,12 +1,19 @@
-"""Runs the Python blocks of a document one after the other: ``python -m tests.docs.program FILE``, in an empty folder.
+"""Runs the Python blocks of documents, each document's one after the other: ``python -m tests.docs.program FILE ...``.
+
+In an empty folder, where each document gets one of its own; the last line of standard output is JSON: file -> traceback
+of what failed in it, or nothing.
 
 A block finds what a reader has by then: a fine-tuned model with its data, a finished run, and what earlier blocks left.
-What it names in capital letters of size is made small: models are tiny, and so is the recipe of the name that it runs.
+What would take long is small here: the model, the recipe `customer-service`, how long things are measured.
 """
 
+import contextlib
+import json
 import shutil
 import sys
+import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,31 +40,44 @@ SEARCH = {
 }
 
 
-def main(file: str) -> None:
+def main(files: list[str]) -> None:
     transformers.utils.logging.set_verbosity_error()
     import pytest
 
-    document = Path(file)
+    given_files = Path("given").absolute()
+    given_files.mkdir()
+    failed = {}
     with pytest.MonkeyPatch.context() as made_small:
-        _make_small(made_small, "".join(block.text for block in blocks(document, "python")))
-        given = _given()
-        kept: dict[str, Any] = {}
-        for block in blocks(document, "python"):
-            names = {**vars_of(hf_efficient), **_trainer(given()), **kept, **given()}
-            code = block.text.replace("runs/.../", f"{RUN}/")
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", hf_efficient.NoEffectWarning)
-                exec(compile("\n" * block.line + code, str(block.file), "exec"), names)
-            kept = names
-            print(f"{block} ran", flush=True)
+        with contextlib.chdir(given_files):
+            _make_small(made_small)
+            given = _given()
+        for number, file in enumerate(files):
+            shutil.copytree(given_files, str(number))
+            with contextlib.chdir(str(number)):
+                try:
+                    _run(Path(file), given)
+                except Exception:  # it is the document's, and told
+                    failed[file] = traceback.format_exc()
+    print(json.dumps(failed))
+
+
+def _run(document: Path, given: Callable[[], dict[str, Any]]) -> None:
+    kept: dict[str, Any] = {}
+    for block in blocks(document, "python"):
+        names = {**vars_of(hf_efficient), **_trainer(given()), **kept, **given()}
+        code = block.text.replace("runs/.../", f"{RUN}/")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", hf_efficient.NoEffectWarning)
+            exec(compile("\n" * block.line + code, str(block.file), "exec"), names)
+        kept = names
 
 
 def vars_of(package: Any) -> dict[str, Any]:
     return {name: getattr(package, name) for name in package.__all__}
 
 
-def _make_small(patch_: Any, code: str) -> None:
-    """The recipe that documents name, its runs where the code has them, and how long things are measured."""
+def _make_small(patch_: Any) -> None:
+    """The recipe that documents name, a run of it, and how long things are measured."""
     measure_hastily(patch_)
     for module in ("before_after", "export"):
         patch_.setattr(f"hf_efficient.{module}.measure", _hasty)
@@ -75,14 +95,17 @@ def _make_small(patch_: Any, code: str) -> None:
 
     patch_.setattr("hf_efficient.recipe._read", read_small)
     search = hf_efficient.search.search
-    few = lambda *args, trials, **more: search(*args, trials=min(trials, 2), finish=False, **more)  # noqa: E731
-    patch_.setattr("hf_efficient.search.search", few)
-    if "runs/" in code:
-        from hf_efficient.run import run
 
-        result = run("customer-service", runs="made")
-        assert result is not None
-        shutil.copytree(result.folder, RUN)
+    def search_little(*args: Any, trials: int, **more: Any) -> Any:
+        return search(*args, trials=min(trials, 2), finish=False, **more)
+
+    patch_.setattr("hf_efficient.search.search", search_little)
+    from hf_efficient.run import run
+
+    result = run("customer-service", runs="made")
+    assert result is not None
+    RUN.parent.mkdir(parents=True)
+    shutil.move(result.folder, RUN)
     for name in ("catalogue.csv", "log.csv"):
         shutil.copy(ROOT / "tasks" / "data" / "purchases" / name, name)
 
@@ -111,7 +134,7 @@ def _data(split: str) -> Any:
     return rows.map(lambda row, index: {"text": row["text"] + " now" * (index % 5)}, with_indices=True)
 
 
-def _given() -> Any:
+def _given() -> Callable[[], dict[str, Any]]:
     """A function from nothing to a fresh model, already fine-tuned, and the data that it was fine-tuned on."""
     folder = tiny_checkpoint(
         Path("start"), LABELS, num_hidden_layers=12, hidden_size=32, intermediate_size=128, num_attention_heads=4
@@ -151,4 +174,4 @@ def _given() -> Any:
 
 if __name__ == "__main__":
     with patch.dict("os.environ", {"TQDM_DISABLE": "1"}):
-        main(sys.argv[1])
+        main(sys.argv[1:])

@@ -23,7 +23,9 @@ def _environment(url: str, home: Path, token: str) -> dict[str, str]:
     }
 
 
-def client(url: str, home: Path, *command: str, token: str = TOKEN) -> "subprocess.CompletedProcess[str]":
+def client(
+    url: str, home: Path, *command: str, token: str = TOKEN, timeout: float = 300
+) -> "subprocess.CompletedProcess[str]":
     """``python -m command`` with the hub at ``url``; the cache is ``home``."""
     return subprocess.run(
         [sys.executable, "-m", *command],
@@ -31,7 +33,7 @@ def client(url: str, home: Path, *command: str, token: str = TOKEN) -> "subproce
         cwd=home.parent,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 
