@@ -32,11 +32,24 @@ from benchmarks.banking77 import banking77, folder_of_data
 from benchmarks.harness import CACHE, Bench, alone, main, ratios
 from hf_efficient import job, outcome, timing
 from hf_efficient.blocks import layer_stacks, layers_of, units_of
+from hf_efficient.cutting import known as known_cuts
 from hf_efficient.cutting import shape
 from hf_efficient.pretrained import DEFAULT_MODEL
 from hf_efficient.reading import read_file
 from hf_efficient.recipe import Recipe
-from hf_efficient.search import beginnings, goals, leases, samplers, space, speeds, spread, store, study, trials
+from hf_efficient.search import (
+    beginnings,
+    goals,
+    leases,
+    proposing,
+    samplers,
+    space,
+    speeds,
+    spread,
+    store,
+    study,
+    trials,
+)
 from hf_efficient.search.goals import Goals, Objective
 from hf_efficient.search.space import Space
 from hf_efficient.search.speeds import SpeedTable
@@ -276,7 +289,7 @@ def _emptied(name: str) -> Path:
 
 
 RUNS = (job, outcome, speeds, store, trials)
-DEPENDS = (*RUNS, beginnings, goals, leases, samplers, space, spread, study)
+DEPENDS = (*RUNS, known_cuts, beginnings, goals, leases, proposing, samplers, space, spread, study)
 
 if __name__ == "__main__":
     main("search", body, DEPENDS)

@@ -39,7 +39,6 @@ def test_what_there_is(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_commands_do(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (folder / "in.csv").write_text("text\nmy card\n")
     exported = said(["export", "run/final", *DATA], capfd)
     assert (exported["format"], exported["folder"]) == ("onnx", str(folder / "run" / "exported"))
     assert exported["comparison"]["agreement"] == 1.0

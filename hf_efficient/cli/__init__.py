@@ -1,7 +1,7 @@
 """The command line: one module per sub-command, each with `add(subparsers)`.
 
-Exit codes: 0 done, 1 a bug, 2 bad input (one message on standard error), 130 interrupted. With --json, standard output
-has lines of JSON and nothing else; the last one of a command that was refused is ``{"error": ..., "kind": ...}``.
+With --json, standard output has lines of JSON and nothing else; the last one of a command that was refused is
+``{"error": ..., "kind": ...}``. Exit codes: `EXIT_CODES`.
 """
 
 import argparse

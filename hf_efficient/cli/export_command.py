@@ -24,12 +24,12 @@ def command(options: argparse.Namespace, tell: Teller) -> None:
     from hf_efficient.cli.run_command import quiet_libraries
 
     quiet_libraries()
-    import json
     from pathlib import Path
 
     from hf_efficient.candidates import check_choice
     from hf_efficient.cli.model_and_data import judged_split, prepare
     from hf_efficient.export import REPORT, export
+    from hf_efficient.job import read_json
 
     check_choice(options.format, options.quantize, options.max_drop)
     task, model, splits = prepare(options.model, options.task, options.data)
@@ -51,4 +51,4 @@ def command(options: argparse.Namespace, tell: Teller) -> None:
         processor=task.processor,
         **drawn,
     )
-    tell({"folder": result.folder, **json.loads((result.folder / REPORT).read_text(encoding="utf-8"))}, result)
+    tell({"folder": result.folder, **read_json(result.folder / REPORT)}, result)
