@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCHMARKS := overhead length_batching optimizers export compression compression_curve compression_quantized \
 	compression_tasks untrained quantization pruning weight_fusion layer_freezing data_pruning autotune utilization \
-	training_speed low_bit tasks tasks_compressed customer_service finance_monitor recommendation search \
+	training_speed memory_growth low_bit tasks tasks_compressed customer_service finance_monitor recommendation search \
 	hyperparameter_search
 
-.PHONY: demo test test-lowest test-newest style quality docs bench clean
+.PHONY: demo test test-lowest test-newest faults style quality docs bench clean
 
 demo: .venv/installed
 	$(BIN)/hf-efficient run customer-service
@@ -19,6 +19,10 @@ test: .venv/installed
 test-lowest test-newest: test-%: .venv-%/installed
 	.venv-$*/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
+# Two hundred kills and more, each begun again: what comes out is what would have
+faults: .venv/installed
+	HF_EFFICIENT_KILLS=60 $(BIN)/python -m pytest tests/faults -s
+
 style: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -27,6 +31,8 @@ quality: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit -q -c pyproject.toml -r hf_efficient tasks
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
 # Pages to read: build/site/index.html
 docs: .venv/installed

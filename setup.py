@@ -39,6 +39,7 @@ EXTRAS = {
 }
 EXTRAS["test"] = [
     "build",
+    "hypothesis>=6.100",
     "mkdocs-material>=9.5",
     "mkdocstrings[python]>=0.30",
     "playwright>=1.50",
@@ -62,7 +63,7 @@ EXTRAS["test"] = [
     *EXTRAS["torchao"],
     *EXTRAS["trl"],
 ]
-EXTRAS["dev"] = [*EXTRAS["test"], "ruff", "mypy", "types-PyYAML"]
+EXTRAS["dev"] = [*EXTRAS["test"], "bandit>=1.8", "pip-audit>=2.9", "ruff", "mypy", "types-PyYAML"]
 
 setup(
     name="hf-efficient",

@@ -44,6 +44,14 @@ class EfficientFields:
         },
     )
 
+    max_skipped_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out optimizer steps whose gradients are not finite, at most so many in a row, and take "
+            "smaller ones for a while after; None takes them all, as stock does."
+        },
+    )
+
     # Parsed from a JSON string by TrainingArguments
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "optimizations"]
 
@@ -56,6 +64,10 @@ class EfficientFields:
             raise ConfigError(f"dense_epochs must not be negative, got {self.dense_epochs}")
         if self.measure_seconds < 0:
             raise ConfigError(f"measure_seconds must not be negative, got {self.measure_seconds}")
+        if self.max_skipped_steps is not None and self.max_skipped_steps < 1:
+            raise ConfigError(
+                f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}; null takes every step"
+            )
 
 
 @dataclass

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
 
 from hf_efficient.batches import lengths_of
 from hf_efficient.errors import ConfigError, NoEffectWarning
+from hf_efficient.gradient_guard import GradientGuard
 from hf_efficient.optimization import Context, Optimization, Order
 from hf_efficient.plan import Plan, build_optimizations
 
@@ -59,8 +60,12 @@ def configure(
     if getattr(training_args, "autotune", False):
         training_args, tuning = _tuned(trainer, again, constructor, ours)
         changes["args"] = training_args
-    from_args = build_optimizations(getattr(training_args, "optimizations", None))
-    plan = Plan([*from_args, *ours])
+    optimizations = build_optimizations(getattr(training_args, "optimizations", None))
+    plan = Plan([*optimizations, *ours])
+    from_args: list[TrainerCallback] = [*optimizations]
+    if most := getattr(training_args, "max_skipped_steps", None):
+        from_args.append(GradientGuard(most))
+        changes["callbacks"] = [*callbacks, *from_args]
     if not plan:
         return (*(constructor.call(changes) if changes else (args, kwargs)), tuning)
     if training_args is None:

@@ -28,12 +28,28 @@ class HubError(EfficientError, OSError):
     """A model that did not get to the Hub."""
 
 
+class TrainingError(EfficientError):
+    """A training that cannot go on as it is, for a reason outside of it; its checkpoints stay."""
+
+
 class RequestError(EfficientError, ValueError):
     """A request to an app that cannot be answered as it is."""
 
 
 class BusyError(EfficientError):
     """Too many requests wait already; ask again after a moment."""
+
+
+class Preempted(SystemExit):
+    """SIGTERM came during a training, whose state is saved: a process that does not catch it ends with `code`.
+
+    Attributes:
+        checkpoint: what to resume from.
+    """
+
+    def __init__(self, checkpoint: str):
+        super().__init__(128 + 15)  # as a shell reports a process that SIGTERM ended
+        self.checkpoint = checkpoint
 
 
 class MissingDependencyError(EfficientError, ImportError):

@@ -4,7 +4,9 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 
 from hf_efficient.errors import ConfigError
 
+_SHARED = "shared"
+_LEFTOVER = re.compile(rf"\.(?P<name>.+)\.([0-9a-f]{{8}}|{_SHARED})\.(?P<ending>tmp|old)")
 _FULL = "free some space there, or write to another disk"
 _DENIED = "make the folder writable for this user, or write elsewhere"
 _IN_THE_WAY = "move what is in the way, or write elsewhere"
@@ -57,20 +61,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, shared: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its place as a whole when the block ends without an error.
 
     No file system call swaps two folders everywhere, so an existing ``path`` is moved aside first: between two renames
-    there is no folder of that name. If the second rename fails, the old folder is put back.
+    there is no folder of that name. If the second rename fails, the old folder is put back; where the process ends
+    between them, `remove_leftovers` does so.
+
+    Args:
+        shared: several processes write into the temporary folder, by the name that `shared_temporary` tells; what is
+            there already is from one that died.
 
     Raises:
         ConfigError: as for `atomic_path`, or ``path`` is a file.
     """
     path = Path(path)
-    temporary = _sibling(path, "tmp")
+    temporary = shared_temporary(path) if shared else _sibling(path, "tmp")
     try:
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file, and a folder is to be written", str(path))
+        if shared:
+            shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         for found in temporary.rglob("*"):
@@ -85,6 +96,35 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def shared_temporary(path: str | Path) -> Path:
+    """Where `atomic_folder` writes what becomes ``path``, when it is ``shared``."""
+    return Path(path).with_name(f".{Path(path).name}.{_SHARED}.tmp")
+
+
+def leftovers(folder: str | Path, deep: bool = True) -> list[Path]:
+    """What writing left in ``folder``, or ``deep`` below it, when its process died."""
+    found = Path(folder).rglob(".*") if deep else Path(folder).glob(".*")
+    return sorted(path for path in found if _LEFTOVER.fullmatch(path.name))
+
+
+def remove_leftovers(folder: str | Path, *, deep: bool = True, older_s: float = 0.0) -> None:
+    """Clear ``folder`` of its `leftovers`; a folder that had been moved aside, and not yet replaced, is put back.
+
+    Nothing else may be writing there, or nothing that takes ``older_s`` seconds.
+    """
+    for path in leftovers(folder, deep):
+        if not path.exists() or time.time() - path.stat().st_mtime < older_s:  # some lie in others
+            continue
+        found = _LEFTOVER.fullmatch(path.name)
+        assert found is not None
+        if found["ending"] == "old" and not (replaced := path.with_name(found["name"])).exists():
+            os.replace(path, replaced)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def refuse_other_contents(path: str | Path, marker: str) -> None:

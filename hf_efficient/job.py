@@ -27,6 +27,7 @@ from hf_efficient.errors import ConfigError, ExportError, MissingDependencyError
 from hf_efficient.example_cache import FOLDER as EXAMPLE_CACHE
 from hf_efficient.export import ExportResult
 from hf_efficient.exported import exported_pipeline, pipeline_of
+from hf_efficient.failures import explained
 from hf_efficient.files import atomic_folder, atomic_path, write_json
 from hf_efficient.measure import PeakMemory, machine
 from hf_efficient.optimization import Context
@@ -34,8 +35,10 @@ from hf_efficient.outcome import Outcome
 from hf_efficient.phase import FINAL, save_final
 from hf_efficient.plan import Plan, build_optimizations
 from hf_efficient.predictor import EXPORTED, Predictor
+from hf_efficient.preemption import preemptible
 from hf_efficient.recipe import STAGE_DEFAULTS, Recipe, training_values, with_stages
 from hf_efficient.report import Report
+from hf_efficient.resumption import AUTO
 from hf_efficient.settings import parse
 from hf_efficient.task import get_task
 from hf_efficient.wording import details
@@ -177,10 +180,11 @@ class Job(Outcome):
         self.use(model)
         set_seed(self.recipe.seed)
         trainer = self.trainer(self.task.load_model(model), self.arguments(name, folder, earlier))
+        trainer.seals = True
         # With optimizations, its phase accounts for itself
         accounted = contextlib.nullcontext() if trainer.optimizations else account(trainer)
-        with PeakMemory() as memory, accounted:
-            output = trainer.train(resume_from_checkpoint=has_started(folder))
+        with explained(), PeakMemory() as memory, accounted, preemptible(trainer):
+            output = trainer.train(resume_from_checkpoint=AUTO)
         if trainer.finished is None:
             save_final(trainer, folder)
         if PartialState().is_main_process:
@@ -289,12 +293,6 @@ def _write_files(files: dict[str, str | bytes], folder: Path) -> None:
     for name, content in files.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def has_started(folder: Path) -> bool | str:
-    """The newest checkpoint whose last file is there: a process may have died while it wrote one."""
-    complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else False
 
 
 def _device() -> dict[str, Any]:

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import enable_full_determinism, set_seed
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
 from hf_efficient.accounting import account, as_metrics, training_figures
 from hf_efficient.checkpoint import load_state, load_weights
 from hf_efficient.collation import map_batches, set_processor, states_of_model, unmap_batches
 from hf_efficient.errors import ConfigError
-from hf_efficient.files import atomic_folder
+from hf_efficient.files import atomic_folder, remove_leftovers
 from hf_efficient.hub import remove_local_names
 from hf_efficient.optimization import Order
 from hf_efficient.plan import Plan
+from hf_efficient.resumption import AUTO, check_whole, newest_whole
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -71,6 +72,9 @@ def train_phases(
     from hf_efficient.finished import write_final_card
 
     dense, main = _phases(trainer, plan, trial)
+    if resume and trainer.args.should_save:
+        remove_leftovers(trainer.args.output_dir)
+    trainer.accelerator.wait_for_everyone()
     start = _starting_point(dense, main, resume)
     kept = states_of_model(trainer) if trainer.model_init is None else {}
     plan.reset()
@@ -144,21 +148,23 @@ def _starting_point(dense: Phase | None, main: Phase, resume: str | bool | None)
     first = main if dense is None else dense
     if not resume:
         return _Start(first.name)
-    if isinstance(resume, str):
+    if isinstance(resume, str) and resume != AUTO:
+        check_whole(resume)
         state = load_state(resume)
         return _Start(state["phase"] if state else MAIN, resume, True)
-    if checkpoint := _last_checkpoint(main.folder):
+    if checkpoint := newest_whole(main.folder):
         return _Start(MAIN, checkpoint, True)
     if dense is not None:
         if (dense.folder / FINAL).is_dir():
             return _Start(MAIN, None, True)
-        if checkpoint := _last_checkpoint(dense.folder):
+        if checkpoint := newest_whole(dense.folder):
             return _Start(DENSE, checkpoint, True)
-    raise ConfigError(f"No valid checkpoint found in output directory ({main.folder})")
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if resume == AUTO:
+        return _Start(first.name)
+    raise ConfigError(
+        f"nothing to resume: no whole checkpoint in {main.folder}; start from the beginning without "
+        f"resume_from_checkpoint, or with '{AUTO}', which resumes where it can"
+    )
 
 
 def _new_model(trainer: Any, model_init: Callable[..., nn.Module], trial: Any) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -31,6 +32,8 @@ STAGE_DEFAULTS: dict[str, Any] = {
 }
 """Training arguments of every stage unless its `training` block says otherwise."""
 
+_MOST_VALUES, _MOST_LEVELS = 20_000, 40
+_FOLDER_NAME = re.compile(r"\w[\w. +-]{0,99}")
 _ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)  # fields of arguments are of other libraries' classes, too
 _SET_BY_RECIPE = ("dense_epochs", "measure_seconds", "optimizations", "output_dir", "seed")
 
@@ -67,7 +70,7 @@ class Recipe(BaseModel):
     export: Export | None = None
     app: dict[str, Any] | None = Field(default=None, description="what serves the finished model: its name, settings")
     search: SearchSettings | None = Field(default=None, description="what `hf-efficient search` looks for")
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)
 
     @classmethod
     def load(cls, recipe: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -99,6 +102,11 @@ class Recipe(BaseModel):
 
     def check(self) -> None:
         """Refuse unknown keys and wrong types in every block, before anything is loaded or written."""
+        if not _FOLDER_NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"name: {self.name!r} names the folder of the recipe's runs; begin with a letter, digit or underscore, "
+                "and go on with those, dots, dashes and blanks"
+            )
         task = get_task(self.task)
         parse(task.data_settings, self.data, "data")
         earlier: dict[str, str] = {}
@@ -223,11 +231,38 @@ def _read(recipe: str | Path) -> tuple[str, str]:
 
 def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = _plain_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{where} must hold keys and values, got {values!r}")
+        raise ConfigError(f"{where} must hold keys and values, got {str(values)[:80]!r}")
+    return values
+
+
+def _plain_yaml(text: str) -> Any:
+    """Plain values of limited depth and number: aliases could stand for more than any memory holds.
+
+    Raises:
+        ValueError: it is something else, or no YAML.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    waiting, count = [(values, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if count > _MOST_VALUES or depth > _MOST_LEVELS:
+            raise ValueError(f"it holds more than {_MOST_VALUES} values, aliases included, or {_MOST_LEVELS} levels")
+        if isinstance(value, dict):
+            if wrong := [key for key in value if not isinstance(key, str)]:
+                raise ValueError(f"keys are text, and {wrong[0]!r} is not; quote it")
+            waiting += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, list):
+            waiting += [(inner, depth + 1) for inner in value]
     return values
 
 
@@ -237,9 +272,10 @@ def set_value(values: dict[str, Any], override: str) -> None:
     if not equals or not dotted:
         raise ConfigError(f"overrides look like data.train=my.csv, got '{override}'")
     try:
-        assign(values, dotted, yaml.safe_load(text))
-    except yaml.YAMLError:
+        value = _plain_yaml(text)
+    except ValueError:
         raise ConfigError(f"{dotted}: the value {text!r} is not valid YAML; quote it") from None
+    assign(values, dotted, value)
 
 
 def assign(values: dict[str, Any], dotted: str, value: Any) -> None:

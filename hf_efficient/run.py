@@ -21,10 +21,14 @@ from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from hf_efficient.errors import ConfigError
-from hf_efficient.files import write_text
+from hf_efficient.files import atomic_folder, remove_leftovers, write_text
 from hf_efficient.job import FINISHED, RUNNING, Job, RunResult, read_json, write_status
 from hf_efficient.recipe import Recipe
+from hf_efficient.resumption import AUTO
 from hf_efficient.tuning import Tuning
+
+_NEW_SECONDS = 60.0
+"""Longer than it takes to make the folder of a run: what is older was left by a process that died at it."""
 
 
 def run(
@@ -32,13 +36,14 @@ def run(
     overrides: Sequence[str] = (),
     *,
     runs: str | Path = "runs",
-    resume: bool = False,
+    resume: bool | str = False,
 ) -> RunResult | None:
     """Run ``recipe`` (bundled name, YAML path or object) with ``key.key=value`` overrides.
 
     Args:
         runs: folder that holds the run folders.
-        resume: continue the newest unfinished run of this recipe: finished stages are skipped.
+        resume: continue the newest unfinished run of this recipe: finished stages are skipped. ``"auto"`` starts a new
+            run where there is none.
 
     Returns:
         the result; None on processes other than the main one.
@@ -46,6 +51,7 @@ def run(
     Raises:
         ConfigError, DataError, MissingDependencyError: before anything is written, where the cause is bad input.
         ExportError: the export does not compute what the model does; the run is finished but for it.
+        Preempted: SIGTERM came; what to resume from is saved.
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe, overrides)
@@ -55,10 +61,7 @@ def run(
         recipe.check()  # `load` has done so for the others
     folder = None
     if resume:
-        folder = newest_unfinished(Path(runs), recipe.name)
-        if overrides:
-            raise ConfigError("--resume continues a run with the settings it was started with; drop the overrides")
-        recipe = Recipe.load(folder / "recipe.yaml")
+        folder, recipe = _to_resume(Path(runs), recipe, bool(overrides), resume == AUTO)
     job = Job.prepare(recipe)
     return job.run(folder or _new_folder(Path(runs), recipe))
 
@@ -93,16 +96,40 @@ def autotune(recipe: str | Path, overrides: Sequence[str] = (), *, folder: Path)
     return trainer.tuning if PartialState().is_main_process else None
 
 
-def newest_unfinished(runs: Path, name: str) -> Path:
-    """The newest run folder of recipe ``name`` that did not finish.
+def _to_resume(runs: Path, recipe: Recipe, changed: bool, auto: bool) -> tuple[Path | None, Recipe]:
+    """The newest unfinished run of ``recipe``, cleared of what a killed process left, and the recipe it was started
+    with.
+
+    Args:
+        changed: by overrides.
+        auto: only a run of the very same recipe, or none.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it was started with other settings.
     """
-    for file in sorted((runs / name).glob("*/run.json"), reverse=True):
-        if read_json(file).get("status") != FINISHED:
-            return file.parent
-    raise ConfigError(f"nothing to resume: no unfinished run of '{name}' in {runs / name}; start one without --resume")
+    kept = {folder: Recipe.load(folder / "recipe.yaml") for folder in unfinished(runs, recipe.name)}
+    if auto:
+        kept = {folder: each for folder, each in kept.items() if each == recipe}
+        if not kept:
+            return None, recipe
+    if not kept:
+        raise ConfigError(
+            f"nothing to resume: no unfinished run of '{recipe.name}' in {runs / recipe.name}; start one without "
+            f"--resume, or with --resume {AUTO}"
+        )
+    folder, known = next(iter(kept.items()))
+    if changed and known != recipe:
+        raise ConfigError("--resume continues a run with the settings it was started with; drop the overrides")
+    if PartialState().is_main_process:
+        remove_leftovers(folder)
+    PartialState().wait_for_everyone()
+    return folder, known
+
+
+def unfinished(runs: Path, name: str) -> list[Path]:
+    """Folders of the runs of recipe ``name`` that did not finish, newest first."""
+    files = sorted((runs / name).glob("*/run.json"), reverse=True)
+    return [file.parent for file in files if read_json(file).get("status") != FINISHED]
 
 
 def _new_folder(runs: Path, recipe: Recipe) -> Path:
@@ -111,7 +138,9 @@ def _new_folder(runs: Path, recipe: Recipe) -> Path:
         broadcast_object_list(shared)
     folder = runs / recipe.name / shared[0]
     if PartialState().is_main_process:
-        write_text(folder / "recipe.yaml", recipe.to_yaml())
-        write_status(folder, recipe, RUNNING)
+        remove_leftovers(folder.parent, deep=False, older_s=_NEW_SECONDS)
+        with atomic_folder(folder) as temporary:
+            write_text(temporary / "recipe.yaml", recipe.to_yaml())
+            write_status(temporary, recipe, RUNNING)
     PartialState().wait_for_everyone()
     return folder

@@ -8,6 +8,7 @@ optimization overrides are never called.
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,6 +30,8 @@ from hf_efficient.functional.batching import by_length
 from hf_efficient.optimization import Context, Optimization, Served, overrides
 from hf_efficient.phase import MAIN, train_phases
 from hf_efficient.plan import Plan
+from hf_efficient.preemption import preemptible
+from hf_efficient.resumption import AUTO, newest_whole, save_whole
 from hf_efficient.runtimes import require_packages
 
 if TYPE_CHECKING:
@@ -60,6 +63,15 @@ class EfficientMixin(BatchMixin, _Base):
     tuning: "Tuning | None" = None
     """What `args.autotune` found."""
 
+    seals = False
+    """Whether checkpoints have checksums where no optimization is on, too."""
+
+    saved = ""
+    """The last checkpoint that was written."""
+
+    _saving = ""
+    """Where stock is writing a checkpoint that is not yet whole."""
+
     optimizer_factory: Callable[[nn.Module, Any], torch.optim.Optimizer] | None = None
     scheduler_factory: Callable[[torch.optim.Optimizer, Any, int], Any] | None = None
     """Functions given in ``optimizers=``: unlike objects they fit every model that `model_init` returns."""
@@ -67,6 +79,11 @@ class EfficientMixin(BatchMixin, _Base):
     def __init__(self, *args: Any, **kwargs: Any):
         args, kwargs, self.tuning = configure(self, EfficientMixin.__init__, super().__init__, args, kwargs)
         super().__init__(*args, **kwargs)
+        if self.optimizations and _asks_for_fsdp(self.args) and not self.is_fsdp_enabled:
+            raise ConfigError(
+                "fsdp is asked for, but Accelerate shards on accelerators alone and would, without a word, train a "
+                "whole copy on each process here; drop fsdp"
+            )
 
     @property
     def optimizations(self) -> list[Optimization]:
@@ -95,13 +112,21 @@ class EfficientMixin(BatchMixin, _Base):
         """Stock `train`, in two phases when `args.dense_epochs` is set: plain fine-tuning, then the optimizations.
 
         The dense phase keeps its checkpoints in `<output_dir>/dense`, the finished model goes to `<output_dir>/final`.
-        `resume_from_checkpoint` skips a finished phase and resumes in the one that was interrupted.
+        `resume_from_checkpoint` skips a finished phase and resumes in the one that was interrupted; True takes the
+        newest whole checkpoint, and ``"auto"`` starts from the beginning where there is none.
+
+        Raises:
+            Preempted: SIGTERM came while optimizations trained; what to resume from is saved.
         """
         stock = functools.partial(super().train, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
         if not self.optimizations and not getattr(self.args, "dense_epochs", 0):
+            if resume_from_checkpoint in (True, AUTO):  # stock would take a damaged one
+                found = newest_whole(self._get_output_dir(trial))
+                resume_from_checkpoint = found or resume_from_checkpoint is True
             return stock(resume_from_checkpoint=resume_from_checkpoint)
         self._hp_search_setup(trial)  # before the model is made and phases are planned
-        return train_phases(self, Plan(self.optimizations), stock, resume_from_checkpoint, trial)
+        with preemptible(self):
+            return train_phases(self, Plan(self.optimizations), stock, resume_from_checkpoint, trial)
 
     def hyperparameter_search(
         self,
@@ -192,7 +217,9 @@ class EfficientMixin(BatchMixin, _Base):
         return None if complete_card(self, given) else super().create_model_card(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Before the end, only checkpoints that were asked for: the model is not what it will be."""
+        """Before the end, only checkpoints that were asked for: the model is not what it will be; and whole ones."""
+        if self._saving:
+            return
         if self.phase is None or self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             super()._push_from_checkpoint(checkpoint_folder)
 
@@ -280,6 +307,24 @@ class EfficientMixin(BatchMixin, _Base):
         if self.phase is None or self.phase.name == MAIN:  # the dense phase counts the same steps
             super()._report_to_hp_search(trial, step, metrics)
 
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._saving or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Stock, but the checkpoint gets its name when it is whole (`hf_efficient.resumption`)."""
+        stock = super()._save_checkpoint
+
+        def save(folder: str) -> None:
+            self._saving = folder
+            try:
+                stock(model, trial)
+            finally:
+                self._saving = ""
+
+        self.saved = save_whole(self, self._get_output_dir(trial), save, self.seals or self.phase is not None)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(self.saved)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.phase is None:
@@ -316,6 +361,10 @@ class EfficientMixin(BatchMixin, _Base):
         """
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return self.phase is not None and not sharded and isinstance(self.model, PreTrainedModel)
+
+
+def _asks_for_fsdp(args: Any) -> bool:
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
 
 
 @functools.cache

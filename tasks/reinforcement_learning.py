@@ -52,7 +52,7 @@ class ReinforcementLearningData(DataSettings):
     reward: str
     """What a completion is worth: ``wanted_characters``, a toy, or a function of your own, ``module:function`` or
     ``path.py:function``, with TRL's signature: ``completions`` and ``**columns``, lists, to a list of numbers. Its code
-    is run."""
+    is run, where HF_EFFICIENT_TRUST_CODE=1 in the environment allows it."""
 
     max_prompt_length: int = Field(default=64, ge=1)
     """Prompts of more tokens are refused: cut, they would ask for something else."""

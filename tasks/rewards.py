@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -12,6 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from hf_efficient.errors import ConfigError, DataError, unknown
+
+TRUST = "HF_EFFICIENT_TRUST_CODE"
+"""Environment variable: 1 lets recipes name functions whose code is run. Who runs a recipe says so, not the recipe."""
 
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What TRL's GRPOTrainer hands to a reward function beside the columns."""
@@ -111,7 +115,7 @@ def load_reward(name: str) -> Reward:
     """The reward called ``name``: one of `REWARDS`, or ``module:function`` or ``path.py:function``, whose code is run.
 
     Raises:
-        ConfigError: there is none, or its code cannot be imported.
+        ConfigError: there is none, its code cannot be imported, or `TRUST` does not allow it.
     """
     source, colon, function = name.rpartition(":")
     if not colon:
@@ -121,6 +125,11 @@ def load_reward(name: str) -> Reward:
                 "or path.py:function"
             )
         return Reward(name, REWARDS[name])
+    if os.environ.get(TRUST) != "1":
+        raise ConfigError(
+            f"data.reward: '{name}' is code, which a recipe alone does not get to run: read it, then allow it with "
+            f"{TRUST}=1 in the environment"
+        )
     module = _imported(source)
     functions = {key: value for key, value in vars(module).items() if callable(value) and not isinstance(value, type)}
     if function not in functions:

@@ -1,4 +1,4 @@
-"""Trainings that `tests/test_distributed.py` runs on two processes and, for comparison, on one."""
+"""Trainings that `tests/test_distributed.py` runs on several processes and, for comparison, on one."""
 
 import gc
 import os
@@ -29,16 +29,34 @@ def without_dropout(kind: str) -> dict[str, Any]:
     return {"model": text_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)} if kind == "text" else {}
 
 
-def cases(processes: int) -> dict[str, Any]:
-    """Name -> trainer factory. The same global batches on any number of processes, in the same order."""
+BATCH, RATE = 8, 0.3
+
+
+def accumulated(count: int) -> dict[str, Any]:
+    """Arguments with which one process takes what ``count`` take. The tiny classifier's loss ignores the number of
+    items, so that stock adds micro-batches up: rate and bound are by so much less and more."""
+    return {
+        "gradient_accumulation_steps": count,
+        "per_device_train_batch_size": BATCH // count,
+        "learning_rate": RATE / count,
+        "max_grad_norm": float(count),
+    }
+
+
+def cases(processes: int, like: int = 2) -> dict[str, Any]:
+    """Name -> trainer factory. The same global batches on any number of processes, in the same order.
+
+    Args:
+        like: as how many processes take them where that matters, and this is one.
+    """
     batches = {
-        "per_device_train_batch_size": 8 // processes,
+        "per_device_train_batch_size": BATCH // processes,
         "train_sampling_strategy": "sequential",
         # Stock multiplies the loss by the number of processes for models that average by themselves
         "average_tokens_across_devices": False,
         # Adam would blow rounding noise up wherever the true gradient is zero (a key's bias)
         "optim": "sgd",
-        "learning_rate": 0.3,
+        "learning_rate": RATE,
     }
 
     def stock(folder: Path) -> Any:
@@ -60,7 +78,8 @@ def cases(processes: int) -> dict[str, Any]:
         for kind in (kind for kind in kinds if kind not in row.idle_on):
 
             def on(folder: Path, name: str = name, kind: str = kind, row: Any = row) -> Any:
-                changes = {**row.arguments, **batches, **row.distributed, **(row.one_process if processes == 1 else {})}
+                more = accumulated(like) if row.accumulates and processes == 1 else {}
+                changes = {**row.arguments, **batches, **row.distributed, **more}
                 seconds = 0.01 if (name, kind) == REPORTED else 0
                 options = {"optimizations": {name: row.settings}, "measure_seconds": seconds, **changes}
                 given = without_dropout(kind)
@@ -70,13 +89,18 @@ def cases(processes: int) -> dict[str, Any]:
     return found
 
 
-def run(folder: Path, processes: int, rank: int) -> None:
+def run(folder: Path, processes: int, rank: int, like: int = 2) -> None:
     gc.freeze()  # Accelerate collects garbage before every training: not through what was imported
-    for name, make in cases(processes).items():
+    for name, make in cases(processes, like).items():
         trainer = make(folder / name)
         set_seed(0)
         trainer.train()
-        result = {"weights": dict(trainer.model.state_dict()), "world_size": trainer.args.world_size}
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        result = {
+            "weights": dict(trainer.model.state_dict()),
+            "losses": torch.tensor(losses) / trainer.args.gradient_accumulation_steps,  # logged is their sum
+            "world_size": trainer.args.world_size,
+        }
         torch.save(result, folder / f"{name}-rank{rank}.pt")
 
 

@@ -35,8 +35,8 @@ class Row:
         effect: from (trainer before training, trainer after) whether the named quantity changed.
         arguments: training arguments it needs.
         idle_on: kinds of model on which it has no effect, and says so.
-        one_process: training arguments with which one process takes the same global batches as two.
-        distributed: training arguments on top, where two processes are compared with one.
+        accumulates: whether one process takes the same global batches as several in as many micro-batches.
+        distributed: training arguments on top, where several processes are compared with one.
         tolerance: how far the weights of those may be apart.
     """
 
@@ -45,7 +45,7 @@ class Row:
     effect: Callable[[Any, Any], bool]
     arguments: dict[str, Any] = field(default_factory=dict)
     idle_on: tuple[str, ...] = ()
-    one_process: dict[str, Any] = field(default_factory=dict)
+    accumulates: bool = False
     distributed: dict[str, Any] = field(default_factory=dict)
     tolerance: dict[str, float] = field(default_factory=lambda: {"rtol": 1e-5, "atol": 1e-6})
 
@@ -94,13 +94,7 @@ ROWS = {
         effects.less_padding,
         distributed={"train_sampling_strategy": "random"},
         idle_on=("vision",),
-        # the tiny classifier's loss ignores the number of items, so that stock adds micro-batches up: half the rate
-        one_process={
-            "gradient_accumulation_steps": 2,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 0.15,
-            "max_grad_norm": 2.0,
-        },
+        accumulates=True,
     ),
     "optimizer": Row(
         {"kind": "adamw_8bit", "min_size": 64},
@@ -142,7 +136,7 @@ ROWS = {
         effects.fused_weights,
         {"dense_epochs": 2},
         distributed={"dense_epochs": 6},  # plain gradient descent needs longer until there is something to merge
-        tolerance={"rtol": 1e-3, "atol": 1e-3},  # as for structured_pruning
+        tolerance={"rtol": 1e-3, "atol": 1e-2},  # a weight half way between two clusters goes to either
     ),
 }
 

@@ -19,6 +19,8 @@ from hf_efficient import EfficientTrainer, EfficientTrainingArguments, Optimizat
 from hf_efficient.plan import optimization_class
 from tests.test_parity import build
 
+ROOT = Path(__file__).parents[1]
+
 
 @dataclass(eq=False, kw_only=True)
 class Seen(Optimization):
@@ -200,3 +202,14 @@ def test_a_config_file_of_accelerate_works_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     launch = ("-m", "accelerate.commands.launch", "--config_file", "config.yaml", "script.py")
     assert ran(tmp_path, *launch).split()[0] == "bf16"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_configs_for_accelerate_are_what_it_reads(file: Path) -> None:
+    """Each key of theirs; and the command in their head names them."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    told = load_config_from_file(str(file))
+    assert told.num_processes > 1
+    assert told.distributed_type.value in ("MULTI_GPU", "FSDP", "DEEPSPEED")
+    assert f"accelerate launch --config_file {file.name} " in file.read_text(encoding="utf-8")

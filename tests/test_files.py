@@ -11,7 +11,7 @@ import torch
 
 from hf_efficient import files
 from hf_efficient.errors import ConfigError
-from hf_efficient.files import atomic_folder, atomic_path, write_json, write_text
+from hf_efficient.files import atomic_folder, atomic_path, remove_leftovers, shared_temporary, write_json, write_text
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -145,3 +145,28 @@ def test_old_folder_comes_back_when_it_cannot_be_replaced(tmp_path: Path, monkey
         (temporary / "file").write_text("new")
     assert content(tmp_path) == {"model/file": "old"}
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_several_processes_know_the_temporary_folder(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    shared = shared_temporary(target)
+    write_text(shared / "of a process that died", "half")
+    with atomic_folder(target, shared=True) as temporary:
+        assert temporary == shared
+        (shared / "whole").write_text("all")
+    assert content(tmp_path) == {"target/whole": "all"}
+
+
+def test_leftovers_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
+    write_text(tmp_path / "kept.tmp", "mine")
+    write_text(tmp_path / ".hidden", "mine")
+    write_text(tmp_path / "deep" / ".report.json.0123abcd.tmp", "half")
+    write_text(tmp_path / ".checkpoint-4.shared.tmp" / "model.safetensors", "half")
+    write_text(tmp_path / ".checkpoint-4.shared.tmp" / ".state.json.0123abcd.tmp", "half")
+    write_text(tmp_path / ".final.0123abcd.old" / "model", "old")  # killed between two renames
+    write_text(tmp_path / ".final.0123abce.tmp" / "model", "new")
+    write_text(tmp_path / ".other.0123abcd.old" / "model", "old")  # killed before the old one was deleted
+    write_text(tmp_path / "other" / "model", "new")
+    remove_leftovers(tmp_path)
+    expected = {"kept.tmp": "mine", ".hidden": "mine", "final/model": "old", "other/model": "new"}
+    assert content(tmp_path) == expected

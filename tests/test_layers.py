@@ -7,9 +7,9 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"errors"},
-    {"settings", "search_settings", "files", "machine", "energy", "mind", "reading", "trained_ranges"},
+    {"failures", "settings", "search_settings", "files", "machine", "energy", "mind", "reading", "trained_ranges"},
     {"hub"},
-    {"families", "functional", "checkpoint", "pretrained"},
+    {"families", "functional", "checkpoint", "pretrained", "resumption"},
     {"blocks", "data", "example_cache"},
     {"optimization", "proposal", "timing", "calibration", "capture", "rounding"},
     {"teacher", "cutting", "sensitivity", "prefix", "passes"},
@@ -33,7 +33,7 @@ LAYERS = [
         "serving",
     },
     {"finished", "collation"},
-    {"phase"},
+    {"phase", "preemption", "gradient_guard"},
     {"batches"},
     {"configure", "hyperparameters"},
     {"trainer", "task", "recipe", "app"},

@@ -127,7 +127,7 @@ class TestResume:
             trainer(tmp_path, optimizations={**precision, **CUT}).train(resume_from_checkpoint=True)
 
     def test_without_any_checkpoint(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="No valid checkpoint"):
+        with pytest.raises(ConfigError, match=r"no whole checkpoint .* with 'auto'"):
             trainer(tmp_path, optimizations=CUT).train(resume_from_checkpoint=True)
 
     def test_after_reload_of_the_cut_model(self, tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_a_push_that_fails_says_why_and_a_retry_completes(finished: Path, hub: H
             assert answer["code"] == 2, case
             assert said in answer["error"], case
             assert "push again" in answer["error"], case
+            assert token not in answer["error"], case
         hub.faults = []
         assert ask([REPO, TOKEN])["code"] == 0
     assert hub.files(REPO)["model.safetensors"] == (finished / "final" / "model.safetensors").read_bytes()

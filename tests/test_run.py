@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hf_efficient.data import load
 from hf_efficient.measure import measure
 from hf_efficient.pretrained import class_of
 from hf_efficient.recipe import bundled
-from hf_efficient.run import newest_unfinished, run
+from hf_efficient.run import run, unfinished
 from tests.tasks.conftest import tiny_checkpoint
 from tests.test_distributed import on_two_processes
 from tests.test_parity import assert_same_tensors
@@ -124,7 +125,7 @@ def test_resume_continues_the_newest_unfinished(
         run(recipe, runs=tmp_path / "runs")
     monkeypatch.undo()
     monkeypatch.setattr("hf_efficient.job.Job.finish", finish_without_measuring)
-    folder = newest_unfinished(tmp_path / "runs", "tiny")
+    (folder,) = unfinished(tmp_path / "runs", "tiny")
     assert (folder / "stages" / "finetune" / "stage.json").is_file() == (stage == "compress")
     result = run(recipe, runs=tmp_path / "runs", resume=True)
     assert result == folder
@@ -337,3 +338,14 @@ def test_resume_after_a_trimmed_stage(recipe: Path, tmp_path: Path, monkeypatch:
     assert isinstance(resumed, Path)
     for stage in ("trim", "finetune"):
         assert_same_tensors(weights(whole / f"stages/{stage}/final"), weights(resumed / f"stages/{stage}/final"))
+
+
+def test_a_folder_that_was_never_made_is_cleared(recipe: Path, tmp_path: Path, hasty: None) -> None:
+    """Its process died at it; one that is new may be another process's."""
+    old, new = (tmp_path / "runs/tiny" / f".2026-11-28T00-00-0{second}.000.0123abcd.tmp" for second in (1, 2))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (1, 1))
+    run(recipe, runs=tmp_path / "runs")
+    assert not old.exists()
+    assert new.exists()

@@ -203,6 +203,16 @@ class TestSettings:
             EfficientTrainingArguments("out", optimizations="precision")
 
 
+class TestSharding:
+    @pytest.mark.skipif(torch.accelerator.is_available(), reason="Accelerate shards there")
+    def test_on_cpus_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Stock falls back to whole copies without a word; `accelerate launch --use_fsdp` asks in this way."""
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(ConfigError, match=r"would, without a word, train a whole copy .* drop fsdp"):
+            trainer(tmp_path, optimizations=CUT)
+        assert not build(EfficientTrainer, EfficientTrainingArguments, tmp_path).is_fsdp_enabled
+
+
 class TestStockTrainer:
     def test_refuses_what_it_cannot_run(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="EfficientTrainer"):

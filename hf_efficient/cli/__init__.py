@@ -14,7 +14,7 @@ import shtab
 
 from hf_efficient import __version__
 from hf_efficient.cli.telling import Teller, teller
-from hf_efficient.errors import EfficientError
+from hf_efficient.errors import EfficientError, Preempted
 
 COMMANDS = (
     "run",
@@ -35,7 +35,10 @@ COMMANDS = (
 PATHS = frozenset({"recipe", "model", "run", "file", "to", "runs", "space", "storage", "follow", "feed", "backtest"})
 """Arguments that a shell completes with names of files."""
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
-EXIT_CODES = "exit codes: 0 done, 1 a bug, 2 bad input (one message on standard error), 130 interrupted"
+EXIT_CODES = (
+    "exit codes: 0 done, 1 a bug, 2 bad input (one message on standard error), 130 interrupted, 143 told to end "
+    "(SIGTERM) and saved: continue with --resume"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if error.errno != errno.ENOSPC:
                 raise
             return _refused(tell, error, f"the disk is full ({error}); free some space and continue with --resume")
+        except Preempted as error:
+            message = f"told to end; saved as {error.checkpoint}; the same command goes on (`run`: with --resume)"
+            return _refused(tell, error, message, int(str(error.code)))
         except KeyboardInterrupt as error:
             return _refused(tell, error, "interrupted", INTERRUPTED)
 

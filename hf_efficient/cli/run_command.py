@@ -11,7 +11,13 @@ def add(subparsers: Any) -> None:
     parser.add_argument("recipe", help="name of a bundled recipe (see `list`) or path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.key=value", help="e.g. data.train=train.csv seed=1")
     parser.add_argument("--runs", default="runs", help="folder that holds the run folders (default: runs)")
-    parser.add_argument("--resume", action="store_true", help="continue the newest unfinished run of this recipe")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="newest",
+        choices=("newest", "auto"),
+        help="continue the newest unfinished run of this recipe; with 'auto', start one where there is none",
+    )
     parser.set_defaults(command=command)
 
 
@@ -19,7 +25,7 @@ def command(options: argparse.Namespace, tell: Teller) -> None:
     quiet_libraries()
     from hf_efficient.run import run
 
-    result = run(options.recipe, options.overrides, runs=options.runs, resume=options.resume)
+    result = run(options.recipe, options.overrides, runs=options.runs, resume=options.resume or False)
     if result is None:  # another process prints
         return
     exported, answers = result.exported, result.answer()

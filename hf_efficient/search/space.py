@@ -1,10 +1,12 @@
 """A space of recipes: its values checked beforehand, drawn by Optuna, and set in the recipe."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from hf_efficient.errors import ConfigError, unknown
+from hf_efficient.plan import optimization_class
 from hf_efficient.recipe import Recipe
 from hf_efficient.search_settings import Dimension
 
@@ -50,11 +52,20 @@ class Space:
                 raise ConfigError(f"search.space.{key}: the value {value!r} is not allowed: {error}") from None
 
     def given(self, key: str) -> Any:
-        """What the recipe itself has at ``key``; None where it has nothing."""
+        """What the recipe comes to at ``key``, defaults of optimizations included; None where it has nothing."""
         found: Any = self._plain
         for part in key.split("."):
             found = found.get(part) if isinstance(found, Mapping) else None
-        return found
+        return self._default(key) if found is None else found
+
+    def _default(self, key: str) -> Any:
+        """Of a setting of an optimization that the recipe lists without it."""
+        parts = key.split(".")
+        stage = self.recipe.stages.get(self._stage(key) or "")
+        if stage is None or len(parts) != 5 or parts[2] != "optimizations" or parts[3] not in stage.optimizations:
+            return None
+        fields = dataclasses.fields(optimization_class(parts[3]))  # type: ignore[arg-type]
+        return next((each.default for each in fields if each.name == parts[4]), None)
 
     @property
     def size(self) -> int | None:

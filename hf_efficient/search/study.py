@@ -1,5 +1,6 @@
 """A study in a storage, and a worker that runs trials of it until there are as many as wanted."""
 
+import functools
 import logging
 import time
 import warnings
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AS_GIVEN, SURPLUS, ERROR, STOPPED = "as given", "surplus", "error", "stopped"
+AS_GIVEN, FIRST, SURPLUS, ERROR, STOPPED = "as given", "first", "surplus", "error", "stopped"
 STAGES, VALUES, RETRY_OF, EARLIER = "stages", "values", "retry of", "earlier"
 SEED_STEP = 1009
 RECIPE, READY = "recipe", "ready"
@@ -72,6 +73,7 @@ class Search:
         self.known = known
         self.trials.goals = self.goals
         self._bar, self._leases = Bar(self.goals), Leases()
+        self._resample: Callable[[int], optuna.samplers.BaseSampler] | None = None
         self.storage = _storage(storage, folder)
 
     def open(self, trials: int, parallel: bool = False) -> "optuna.Study":
@@ -99,14 +101,15 @@ class Search:
                     for parameters, source in earlier(self.folder, self.space, self.goals):
                         study.enqueue_trial(parameters, user_attrs={EARLIER: source})
                     for parameters in spread(self.space, self.goals, trials, self.recipe.seed):
-                        study.enqueue_trial(parameters)
+                        study.enqueue_trial(parameters, user_attrs={FIRST: True})
                     study.set_user_attr(READY, True)
                 except optuna.exceptions.DuplicatedStudyError:  # another worker has made it meanwhile
                     logger.debug("the study is there already")
             study = optuna.load_study(**options)
             _await_ready(study)
-            # Else a worker that goes on, or works beside others, would draw what was drawn before
+            # Else a worker that works beside others would draw what they drew
             study.sampler = self._sampler(trials, parallel, len(study.get_trials(deepcopy=False)))
+            self._resample = None if parallel else functools.partial(self._sampler, trials, False)
         if differences := _differences(study.user_attrs[RECIPE], self.recipe.model_dump()):
             raise ConfigError(
                 f"the search in {self.folder} was started with something else ({'; '.join(differences)}); go on with "
@@ -149,6 +152,8 @@ class Search:
             if len([trial for trial in counted if trial.state != optuna.trial.TrialState.WAITING]) >= wanted:
                 time.sleep(POLL_SECONDS)  # others are still at work on the last ones
                 continue
+            if self._resample is not None:  # drawn by what there is, not by which process draws: kills change nothing
+                study.sampler = self._resample(len(counted))
             is_free = not any(trial.state == optuna.trial.TrialState.WAITING for trial in counted)
             if is_free and models(study.sampler, len(self.goals.objectives)):
                 with quietly():
@@ -199,7 +204,9 @@ class Search:
         import optuna
 
         told: dict[str, Figures] = {}
-        rungs = [] if trial.user_attrs.get(AS_GIVEN) else sorted(self.settings.rungs)
+        # Those that others are compared with are trained to their end in any case
+        is_whole = trial.user_attrs.get(AS_GIVEN) or trial.user_attrs.get(FIRST)
+        rungs = [] if is_whole else sorted(self.settings.rungs)
         for step, share in enumerate([*rungs, WHOLE]):
             judged = self.trials.run(trial.number, values, share)
             figures = judged.figures
@@ -239,7 +246,7 @@ def _give_back(study: "optuna.Study", trial: Any) -> None:
     """Let a trial that came to no end be run again, once, with the same values."""
     if any(each.user_attrs.get(RETRY_OF) == trial.number for each in study.get_trials(deepcopy=False)):
         return
-    again = {name: True for name in (AS_GIVEN, OUTSIDE) if trial.user_attrs.get(name)}
+    again = {name: True for name in (AS_GIVEN, FIRST, OUTSIDE) if trial.user_attrs.get(name)}
     study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number, **again})
 
 

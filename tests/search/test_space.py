@@ -77,6 +77,9 @@ def test_the_recipe_as_given_is_a_point_of_it(recipe: Path) -> None:
     found = of(recipe, {RATE: {"low": 1e-4, "high": 1e-2}, LAYERS: [[1], [0]], HEADS: [0.5, 1.0]})
     assert found.as_given() == {RATE: 5e-3, LAYERS: "[0]"}
     assert of(recipe, {RATE: {"low": 1e-4, "high": 1e-3}}).as_given() == {}
+    repair = "stages.compress.optimizations.structured_pruning.repair"
+    assert of(recipe, {repair: [True, False]}).as_given() == {repair: True}  # its default
+    assert of(recipe, {HEADS: {"low": 0.5, "high": 1.0}}).as_given() == {}  # there is none
 
 
 def test_stages_before_the_first_that_changes_are_shared(recipe: Path) -> None:

@@ -23,7 +23,7 @@ from hf_efficient.recipe import training_values
 from hf_efficient.run import run
 from hf_efficient.task import get_task
 from hf_efficient.tasks.reinforcement_learning import ReinforcementLearning, ReinforcementLearningData
-from hf_efficient.tasks.rewards import wanted_characters
+from hf_efficient.tasks.rewards import TRUST, wanted_characters
 from tests.tasks.conftest import END, task_trainer, tiny_gpt2
 
 trl = pytest.importorskip("trl")
@@ -241,7 +241,8 @@ stages:
 
 
 @pytest.fixture
-def recipe(checkpoint: str, tmp_path: Path) -> Path:
+def recipe(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(TRUST, "1")
     for split, count in (("train", 40), ("test", 5)):
         lines = [json.dumps({"prompt": PROMPTS[index % 6], "weight": index}) for index in range(count)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_efficient.errors import ConfigError, DataError
-from hf_efficient.tasks.rewards import load_reward, wanted_characters
+from hf_efficient.tasks.rewards import TRUST, load_reward, wanted_characters
 
 ROW = {"prompt": "no", "wanted": "aeiou"}
 
@@ -52,6 +52,19 @@ def first_word(completions, **columns):
 
 limit = 3
 '''
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRUST, "1")
+
+
+def test_code_is_not_run_unless_the_user_says_so(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRUST, "0")
+    for name in (f"{own}:score", "os:getcwd"):
+        with pytest.raises(ConfigError, match=f"'{name}' is code, .* allow it with {TRUST}=1"):
+            load_reward(name)
+    assert load_reward("wanted_characters").name == "wanted_characters"
 
 
 @pytest.fixture
