@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from hf_efficient.card import About
 from hf_efficient.export import REPORT, ExportResult, export
 from hf_efficient.guard import predictions
-from hf_efficient.measure import Measurement, Runtime, Timing, measure, peak_memory_mb
+from hf_efficient.measure import Measurement, Runtime, Timing, measure, measure_speed, peak_memory_mb
 from hf_efficient.recipe import Recipe
 from hf_efficient.task import Task
 
@@ -113,13 +113,15 @@ class Outcome:
         count = min(MEASURED_EXAMPLES, len(self.data[self.judged]))
         return self.data[self.judged].shuffle(seed=self.recipe.seed).select(range(count))
 
-    def timing(self, runtime: Runtime, preprocessing: bool = True) -> Timing:
-        """How fast ``runtime`` is on this machine; with ``preprocessing`` the same from raw inputs as well."""
+    def timing(self, runtime: Runtime) -> Timing:
+        """How fast ``runtime`` is on this machine, from model-ready and from raw inputs."""
         rows = self.measured_rows()
-        more: dict[str, Any] = {}
-        if preprocessing:
-            more = {"preprocess": self.task.preprocess, "raw": [self.task.raw(row) for row in rows]}
-        return measure(runtime, list(self.task.requests(rows)), self.task.collator(), **more)
+        raw = {"preprocess": self.task.preprocess, "raw": [self.task.raw(row) for row in rows]}
+        return measure(runtime, list(self.task.requests(rows)), self.task.collator(), **raw)
+
+    def speed(self, name: str, runtime: Runtime) -> float:
+        """``latency_ms`` or ``throughput`` alone, from model-ready inputs."""
+        return measure_speed(name, runtime, list(self.task.requests(self.measured_rows())), self.task.collator())
 
     def measurement(self, path: Path) -> Measurement:
         """Size, latency and memory of a saved model."""

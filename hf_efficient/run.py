@@ -67,13 +67,18 @@ def run(
 
 
 def run_in(recipe: Recipe, runs: Path, prepare: Callable[[Path], None]) -> RunResult:
-    """Run ``recipe`` after ``prepare`` has put into the new run's folder what is there already; in one process.
+    """Run ``recipe`` after ``prepare`` has put into the run's folder what is there already; in one process.
+
+    A run of the very same recipe that did not finish is continued.
+
+    Args:
+        prepare: leaves alone what it has put there before.
 
     Raises:
         ConfigError, DataError, ExportError, MissingDependencyError: as for `run`.
     """
     job = Job.prepare(recipe)
-    folder = _new_folder(runs, recipe)
+    folder = _to_resume(runs, recipe, False, True)[0] or _new_folder(runs, recipe)
     prepare(folder)
     result = job.run(folder)
     assert result is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_efficient.errors import ConfigError
-from hf_efficient.files import atomic_path, write_json, write_text
+from hf_efficient.files import atomic_folder, atomic_path, write_json, write_text
 from hf_efficient.picture import AFTER_COLOUR, BEFORE_COLOUR, MUTED_COLOUR, blank
 from hf_efficient.recipe import Recipe
 from hf_efficient.search.earlier import STUDY
@@ -233,7 +233,8 @@ def chosen_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 
 def put_in_place(recipe: Recipe, found: Found, search_folder: Path, run_folder: Path) -> None:
-    """Copy the chosen trial's stages to where a run has them; `Job.run` then exports, judges and measures.
+    """Copy the chosen trial's stages to where a run has them, but for those that are there already; `Job.run` then
+    exports, judges and measures.
 
     Raises:
         ConfigError: they are not there any more.
@@ -241,10 +242,13 @@ def put_in_place(recipe: Recipe, found: Found, search_folder: Path, run_folder: 
     assert found.chosen is not None
     trial = found.trial(found.chosen)
     for name, key in zip(recipe.stages, trial["stages"], strict=True):
-        source = search_folder / "stages" / key
+        source, target = search_folder / "stages" / key, run_folder / "stages" / name
+        if target.is_dir():
+            continue
         if not source.is_dir():
             raise ConfigError(
                 f"trial {found.chosen} was trained in {source}, which is gone: only those of the front are kept; "
                 f"`hf-efficient run {search_folder / CHOSEN}` trains it again"
             )
-        shutil.copytree(source, run_folder / "stages" / name)
+        with atomic_folder(target) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)

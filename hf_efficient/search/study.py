@@ -205,7 +205,7 @@ class Search:
 
         told: dict[str, Figures] = {}
         # Those that others are compared with are trained to their end in any case
-        is_whole = trial.user_attrs.get(AS_GIVEN) or trial.user_attrs.get(FIRST)
+        is_whole = trial.user_attrs.get(AS_GIVEN) or trial.user_attrs.get(FIRST) or not self._rungs_pay(study)
         rungs = [] if is_whole else sorted(self.settings.rungs)
         for step, share in enumerate([*rungs, WHOLE]):
             judged = self.trials.run(trial.number, values, share)
@@ -224,6 +224,19 @@ class Search:
                 if trial.should_prune():
                     raise optuna.TrialPruned(f"after {share:.0%} of the training others were better")
         return told[str(WHOLE)]
+
+    def _rungs_pay(self, study: "optuna.Study") -> bool:
+        """Whether a look before the end is likely to save more training than it takes, by how many trials it stopped.
+
+        A rung is a training of its own, with a schedule as long as it is. Before there is any, one trial of three is
+        taken to be stopped. With one objective Optuna's pruner decides, which learns from rungs alone.
+        """
+        if len(self.goals.objectives) == 1 or not self.settings.rungs:
+            return True
+        finished = [each for each in study.get_trials(deepcopy=False) if each.state.is_finished()]
+        looked = [each for each in finished if set(each.user_attrs.get(FIGURES, {})) - {str(WHOLE)}]
+        stopped = sum(STOPPED in each.user_attrs for each in looked)
+        return (1 + stopped) / (3 + len(looked)) > min(self.settings.rungs)
 
     def _is_surplus(self, study: "optuna.Study", number: int, wanted: int) -> bool:
         earlier = [each for each in study.get_trials(deepcopy=False) if each.number < number and not is_void(each)]

@@ -1,6 +1,7 @@
 """One trial: a recipe with some values changed, trained as far as it is worth it, and measured."""
 
 import dataclasses
+import functools
 import logging
 import shutil
 import statistics
@@ -116,11 +117,10 @@ class Trials:
     def _plain(self, job: Job, model: Path, folder: Path) -> Figures:
         said = job.judging(model, folder).predict(job.encoded["validation"], metric_key_prefix="validation")
         figures = {**plain_metrics(said.metrics or {}, "validation"), "bytes": float(bytes_on_disk(model))}
-        if self.goals.names & SPEEDS:
+        if wanted := self.goals.names & SPEEDS:
             loaded = job.task.load_model(str(model))
-            figures.update(
-                self._speeds.find(loaded, {}, lambda: job.timing(job.task.runtime(loaded), preprocessing=False))
-            )
+            measure = functools.partial(_speed, job, lambda: job.task.runtime(loaded))
+            figures.update(self._speeds.find(wanted, loaded, {}, measure))
         return figures
 
     def _exported(self, job: Job, model: Path, folder: Path) -> Figures:
@@ -131,12 +131,11 @@ class Trials:
             found = job.export(model, folder, timed=is_open)
             assert found is not None
             figures = {**found.metrics, "bytes": float(bytes_on_disk(folder))}
-            if self.goals.names & SPEEDS:
+            if wanted := self.goals.names & SPEEDS:
                 serving = {"format": found.format, "quantize": found.quantize, "in_float": found.in_float}
                 loaded = job.task.load_model(str(model))
-                figures.update(
-                    self._speeds.find(loaded, serving, lambda: job.timing(found.runtime(), preprocessing=False))
-                )
+                measure = functools.partial(_speed, job, found.runtime)
+                figures.update(self._speeds.find(wanted, loaded, serving, measure))
             return figures
         finally:  # the run of the one that is picked exports it again
             shutil.rmtree(folder, ignore_errors=True)
@@ -145,6 +144,10 @@ class Trials:
         """The task's main metric -> whether more is better."""
         task = self.job(self.recipe).task
         return {task.main_metric: task.greater_is_better}
+
+
+def _speed(job: Job, runtime: Callable[[], Any], name: str) -> float:
+    return job.speed(name, runtime())
 
 
 def shortened(recipe: Recipe, share: float, whole: set[str]) -> Recipe:

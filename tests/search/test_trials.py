@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from hf_efficient import ConfigError, Recipe
-from hf_efficient.measure import measure
+from hf_efficient.measure import measure_speed
 from hf_efficient.search.goals import Constraint, Goals, Objective
 from hf_efficient.search.trials import Bar, Trials, shortened, unknown_names
 from tests.search.test_space import LAYERS, RATE, of
@@ -82,11 +82,11 @@ def test_a_trial_stops_where_a_constraint_is_out_of_reach() -> None:
 def test_speeds_are_those_of_a_shape(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[Any] = []
 
-    def quick(runtime: Any, *args: Any, **options: Any) -> Any:
-        measured.append(runtime)
-        return measure(runtime, *args, **{**options, "seconds": 0.05, "repeats": 1, "warmup": 1})
+    def quick(*args: Any) -> Any:
+        measured.append(args[0])
+        return measure_speed(*args, seconds=0.05, repeats=1, warmup=1)
 
-    monkeypatch.setattr("hf_efficient.outcome.measure", quick)
+    monkeypatch.setattr("hf_efficient.outcome.measure_speed", quick)
     goals = Goals((Objective("accuracy", True), Objective("latency_ms", False)))
     one = Trials(Recipe.load(recipe), tmp_path / "search", goals, 1)
     first, second, other = (
@@ -94,4 +94,5 @@ def test_speeds_are_those_of_a_shape(recipe: Path, tmp_path: Path, monkeypatch: 
     )
     assert first["latency_ms"] == second["latency_ms"] > 0
     assert other["latency_ms"] != first["latency_ms"]
-    assert len(measured) == 2
+    assert "throughput" not in first
+    assert measured == ["latency_ms"] * 2
