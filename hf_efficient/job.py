@@ -162,6 +162,8 @@ class Job(Outcome):
             stage = folder / "stages" / name
             if not (stage / STAGE_FILE).is_file():
                 self.train(name, stage, model)
+            if PartialState().is_main_process:
+                clear_stage(stage)
             models[name] = stage / FINAL
             model = str(stage / FINAL)
         before, after = next(iter(models.values())), Path(model)
@@ -194,9 +196,6 @@ class Job(Outcome):
             changes = Plan(trainer.optimizations).describe()
             history = trainer.state.log_history
             write_json(folder / STAGE_FILE, {"training": training, "changes": changes, "history": history})
-            for checkpoint in folder.glob("checkpoint-*"):  # only now that nothing resumes from them
-                shutil.rmtree(checkpoint)
-            shutil.rmtree(folder / EXAMPLE_CACHE, ignore_errors=True)
         PartialState().wait_for_everyone()
 
     def judge(
@@ -293,6 +292,13 @@ def _write_files(files: dict[str, str | bytes], folder: Path) -> None:
     for name, content in files.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def clear_stage(folder: Path) -> None:
+    """Remove what only the training of a stage needed, now that nothing resumes from it."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    shutil.rmtree(folder / EXAMPLE_CACHE, ignore_errors=True)
 
 
 def _device() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from datasets import DatasetDict
 from filelock import FileLock
 
 from hf_efficient import __version__
-from hf_efficient.job import STAGE_FILE, Job, read_json
+from hf_efficient.job import STAGE_FILE, Job, clear_stage, read_json
 from hf_efficient.phase import FINAL
 from hf_efficient.search.beginnings import Beginnings, decisions
 from hf_efficient.search.digest import digest
@@ -76,11 +76,12 @@ class StageStore:
             folder = self.folder / key
             earlier = {one: str(path / FINAL) for one, path in folders.items()}
             with self._alone(key):
+                known = decisions(before, name, job.recipe.stages[name])
                 if not (folder / STAGE_FILE).is_file():
-                    known = decisions(before, name, job.recipe.stages[name])
                     self._beginnings.give(folder, known)
                     self._train(job, name, folder, model, earlier)
-                    self._beginnings.take(folder, known)
+                clear_stage(folder)  # a worker may have died after the one and before the other
+                self._beginnings.take(folder, known)
             folders[name], model, before = folder, str(folder / FINAL), key
             told[name] = read_json(folder / STAGE_FILE)
         return folders, told
