@@ -116,7 +116,7 @@ class Outcome:
     def timing(self, runtime: Runtime) -> Timing:
         """How fast ``runtime`` is on this machine, from model-ready and from raw inputs."""
         rows = self.measured_rows()
-        raw = {"preprocess": self.task.preprocess, "raw": [self.task.raw(row) for row in rows]}
+        raw: dict[str, Any] = {"preprocess": self.task.preprocess, "raw": [self.task.raw(row) for row in rows]}
         return measure(runtime, list(self.task.requests(rows)), self.task.collator(), **raw)
 
     def speed(self, name: str, runtime: Runtime) -> float:
