@@ -68,9 +68,10 @@ def recipe(stages: int) -> Recipe:
         "data": DATA,
         "stages": dict(zip(names, itertools.cycle((whole, taught)), strict=False)),
     }
-    folder = Path(tempfile.mkdtemp())
-    (folder / "growth.yaml").write_text(json.dumps(values))  # JSON is YAML
-    return Recipe.load(folder / "growth.yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "growth.yaml"
+        file.write_text(json.dumps(values))  # JSON is YAML
+        return Recipe.load(file)
 
 
 def resident_mb() -> float:

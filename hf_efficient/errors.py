@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+TERMINATED = 128 + 15
+"""Exit code of a process that SIGTERM ended, as a shell reports it."""
+
 
 class EfficientError(Exception):
     """Base of every error that hf_efficient raises on purpose; the command line turns it into exit code 2."""
@@ -48,7 +51,7 @@ class Preempted(SystemExit):
     """
 
     def __init__(self, checkpoint: str):
-        super().__init__(128 + 15)  # as a shell reports a process that SIGTERM ended
+        super().__init__(TERMINATED)
         self.checkpoint = checkpoint
 
 

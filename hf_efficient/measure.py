@@ -179,19 +179,9 @@ def measure(
     if preprocess is not None:
         works.append(Work(runtime, [raw[index] for index in order], preprocess, prepare_is_timed=True))
 
-    def series(timed: Callable[..., Any], count: int) -> tuple[int, int, list[Any]]:
-        threads = best_threads(works[0].sized(count), warmup)
-        results: list[tuple[Any, int]] = []
-        for work in works:
-            work = work.sized(count)
-            work.warm(warmup)
-            results.append(timed(work, repeats, seconds))
-        figures = [figure for figure, _ in results]
-        return threads, results[0][1], [*figures, None]
-
     with measurement_lock(), undisturbed(runtime):
-        latency_threads, latency_repeats, latencies = series(latency_ms, 1)
-        throughput_threads, throughput_repeats, throughputs = series(throughput, size)
+        latency_threads, latency_repeats, latencies = _series(works, latency_ms, 1, repeats, seconds, warmup)
+        throughput_threads, throughput_repeats, throughputs = _series(works, throughput, size, repeats, seconds, warmup)
     return Timing(
         latency_ms=latencies[0],
         latency_with_preprocessing_ms=latencies[1],
@@ -228,13 +218,25 @@ def measure_speed(
     """
     _check(examples, batch_size, None, (), repeats, seconds, warmup)
     order = _order(examples, _lengths(examples))
-    is_latency = name == "latency_ms"
-    count = 1 if is_latency else min(batch_size, len(examples))
-    work = Work(runtime, [examples[index] for index in order], collate, prepare_is_timed=False).sized(count)
+    works = [Work(runtime, [examples[index] for index in order], collate, prepare_is_timed=False)]
     with measurement_lock(), undisturbed(runtime):
-        best_threads(work, warmup)
+        if name == "latency_ms":
+            return _series(works, latency_ms, 1, repeats, seconds, warmup)[2][0]["p50"]
+        return _series(works, throughput, min(batch_size, len(examples)), repeats, seconds, warmup)[2][0]
+
+
+def _series(
+    works: Sequence[Work], timed: Callable[..., Any], count: int, repeats: int, seconds: float, warmup: int
+) -> tuple[int, int, list[Any]]:
+    """Best thread count, repeats made, and the figure of each of ``works``, None behind them, by ``count`` examples."""
+    threads = best_threads(works[0].sized(count), warmup)
+    results: list[tuple[Any, int]] = []
+    for work in works:
+        work = work.sized(count)
         work.warm(warmup)
-        return latency_ms(work, repeats, seconds)[0]["p50"] if is_latency else throughput(work, repeats, seconds)[0]
+        results.append(timed(work, repeats, seconds))
+    figures = [figure for figure, _ in results]
+    return threads, results[0][1], [*figures, None]
 
 
 def _lengths(examples: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -18,10 +18,11 @@ from hf_efficient.phase import FINAL
 from hf_efficient.portable import portable_files
 from hf_efficient.predictor import EXPORTED, newest_finished
 from hf_efficient.recipe import Recipe
+from hf_efficient.run import RECIPE
 from hf_efficient.runtimes import MANIFEST, format_of
 from hf_efficient.space import space_files
 
-REPORT, RECIPE = "report.json", "recipe.yaml"
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)

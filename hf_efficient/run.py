@@ -27,6 +27,7 @@ from hf_efficient.recipe import Recipe
 from hf_efficient.resumption import AUTO
 from hf_efficient.tuning import Tuning
 
+RECIPE = "recipe.yaml"
 _NEW_SECONDS = 60.0
 """Longer than it takes to make the folder of a run: what is older was left by a process that died at it."""
 
@@ -112,23 +113,32 @@ def _to_resume(runs: Path, recipe: Recipe, changed: bool, auto: bool) -> tuple[P
     Raises:
         ConfigError: there is none, or it was started with other settings.
     """
-    kept = {folder: Recipe.load(folder / "recipe.yaml") for folder in unfinished(runs, recipe.name)}
+    found = unfinished(runs, recipe.name)
     if auto:
-        kept = {folder: each for folder, each in kept.items() if each == recipe}
-        if not kept:
+        found = [folder for folder in found if _is_of(folder, recipe)]
+        if not found:
             return None, recipe
-    if not kept:
+    if not found:
         raise ConfigError(
             f"nothing to resume: no unfinished run of '{recipe.name}' in {runs / recipe.name}; start one without "
             f"--resume, or with --resume {AUTO}"
         )
-    folder, known = next(iter(kept.items()))
+    folder = found[0]
+    known = Recipe.load(folder / RECIPE)
     if changed and known != recipe:
         raise ConfigError("--resume continues a run with the settings it was started with; drop the overrides")
     if PartialState().is_main_process:
         remove_leftovers(folder)
     PartialState().wait_for_everyone()
     return folder, known
+
+
+def _is_of(folder: Path, recipe: Recipe) -> bool:
+    """Whether a run was started with ``recipe``; one whose recipe cannot be read was not."""
+    try:
+        return Recipe.load(folder / RECIPE) == recipe
+    except ConfigError:
+        return False
 
 
 def unfinished(runs: Path, name: str) -> list[Path]:
@@ -145,7 +155,7 @@ def _new_folder(runs: Path, recipe: Recipe) -> Path:
     if PartialState().is_main_process:
         remove_leftovers(folder.parent, deep=False, older_s=_NEW_SECONDS)
         with atomic_folder(folder) as temporary:
-            write_text(temporary / "recipe.yaml", recipe.to_yaml())
+            write_text(temporary / RECIPE, recipe.to_yaml())
             write_status(temporary, recipe, RUNNING)
     PartialState().wait_for_everyone()
     return folder

@@ -14,7 +14,7 @@ import shtab
 
 from hf_efficient import __version__
 from hf_efficient.cli.telling import Teller, teller
-from hf_efficient.errors import EfficientError, Preempted
+from hf_efficient.errors import TERMINATED, EfficientError, Preempted
 
 COMMANDS = (
     "run",
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _refused(tell, error, f"the disk is full ({error}); free some space and continue with --resume")
         except Preempted as error:
             message = f"told to end; saved as {error.checkpoint}; the same command goes on (`run`: with --resume)"
-            return _refused(tell, error, message, int(str(error.code)))
+            return _refused(tell, error, message, TERMINATED)
         except KeyboardInterrupt as error:
             return _refused(tell, error, "interrupted", INTERRUPTED)
 

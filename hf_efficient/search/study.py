@@ -107,8 +107,6 @@ class Search:
                     logger.debug("the study is there already")
             study = optuna.load_study(**options)
             _await_ready(study)
-            # Else a worker that works beside others would draw what they drew
-            study.sampler = self._sampler(trials, parallel, len(study.get_trials(deepcopy=False)))
             self._resample = None if parallel else functools.partial(self._sampler, trials, False)
         if differences := _differences(study.user_attrs[RECIPE], self.recipe.model_dump()):
             raise ConfigError(

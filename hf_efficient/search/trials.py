@@ -1,7 +1,6 @@
 """One trial: a recipe with some values changed, trained as far as it is worth it, and measured."""
 
 import dataclasses
-import functools
 import logging
 import shutil
 import statistics
@@ -119,8 +118,9 @@ class Trials:
         figures = {**plain_metrics(said.metrics or {}, "validation"), "bytes": float(bytes_on_disk(model))}
         if wanted := self.goals.names & SPEEDS:
             loaded = job.task.load_model(str(model))
-            measure = functools.partial(_speed, job, lambda: job.task.runtime(loaded))
-            figures.update(self._speeds.find(wanted, loaded, {}, measure))
+            figures.update(
+                self._speeds.find(wanted, loaded, {}, lambda name: job.speed(name, job.task.runtime(loaded)))
+            )
         return figures
 
     def _exported(self, job: Job, model: Path, folder: Path) -> Figures:
@@ -134,8 +134,9 @@ class Trials:
             if wanted := self.goals.names & SPEEDS:
                 serving = {"format": found.format, "quantize": found.quantize, "in_float": found.in_float}
                 loaded = job.task.load_model(str(model))
-                measure = functools.partial(_speed, job, found.runtime)
-                figures.update(self._speeds.find(wanted, loaded, serving, measure))
+                figures.update(
+                    self._speeds.find(wanted, loaded, serving, lambda name: job.speed(name, found.runtime()))
+                )
             return figures
         finally:  # the run of the one that is picked exports it again
             shutil.rmtree(folder, ignore_errors=True)
@@ -144,10 +145,6 @@ class Trials:
         """The task's main metric -> whether more is better."""
         task = self.job(self.recipe).task
         return {task.main_metric: task.greater_is_better}
-
-
-def _speed(job: Job, runtime: Callable[[], Any], name: str) -> float:
-    return job.speed(name, runtime())
 
 
 def shortened(recipe: Recipe, share: float, whole: set[str]) -> Recipe:
