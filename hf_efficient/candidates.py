@@ -10,6 +10,7 @@ import torch
 from hf_efficient.errors import ConfigError, MissingDependencyError, unknown
 from hf_efficient.quantizers import onnx_quantizer, openvino_quantizer
 from hf_efficient.runtimes import require, require_packages
+from hf_efficient.signal_stack import signal_stack_kept
 from hf_efficient.trained_ranges import Range, trained_ranges
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class Candidate:
             weights = [model.get_parameter(f"{path}.weight").detach().numpy() for path in in_float]
             ranges = list(trained_ranges(model)) if self.calibrated else []
             settings["quantizer"] = _QUANTIZERS[self.quantizer](self.int8, calibration, weights, ranges)
-        made = exporter().export(model, dict(inputs), config(dynamic=True, **settings))
+        with signal_stack_kept():
+            made = exporter().export(model, dict(inputs), config(dynamic=True, **settings))
         if self.format == "onnx":
             _forget_origin(made)
         return made

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hf_efficient.errors import ConfigError, MissingDependencyError, unknown
+from hf_efficient.signal_stack import signal_stack_kept
 
 MANIFEST = "export.json"
 """What transformers' exporters write beside a program; a folder with it is an export."""
@@ -64,7 +65,8 @@ class ExportedRuntime(ABC):
     def _use(self, threads: int | None) -> None:
         if threads not in self._by_threads:
             try:
-                self._by_threads[threads] = self._load(self.folder, device="cpu", **self._options(threads))
+                with signal_stack_kept():
+                    self._by_threads[threads] = self._load(self.folder, device="cpu", **self._options(threads))
             except Exception as error:  # each runtime has its own errors for files that it cannot read
                 raise _damaged(self.folder, error) from error
         self.exported = self._by_threads[threads]

@@ -9,7 +9,6 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import functools
 import gc
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,16 +44,6 @@ def what_is_imported_is_not_collected() -> None:
     objects of all libraries."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True)
-def no_handler_of_data_workers_stays() -> Iterator[None]:
-    """PyTorch's, which its first data worker brings, is called at the end of every child process from then on; test
-    processes that had it died when one of later tests' ended (a segmentation fault, torch 2.13)."""
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    if signal.getsignal(signal.SIGCHLD) is not before:
-        signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.fixture

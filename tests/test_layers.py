@@ -7,7 +7,18 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"errors"},
-    {"failures", "settings", "search_settings", "files", "machine", "energy", "mind", "reading", "trained_ranges"},
+    {
+        "failures",
+        "settings",
+        "search_settings",
+        "signal_stack",
+        "files",
+        "machine",
+        "energy",
+        "mind",
+        "reading",
+        "trained_ranges",
+    },
     {"hub"},
     {"families", "functional", "checkpoint", "pretrained", "resumption"},
     {"blocks", "data", "example_cache"},
