@@ -52,6 +52,22 @@ class EfficientFields:
         },
     )
 
+    split_on_out_of_memory: bool = field(
+        default=False,
+        metadata={
+            "help": "Take micro-batches in parts where memory runs out, and go on so: the gradients of a step are "
+            "those of the whole batch. On one process."
+        },
+    )
+
+    async_save: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on with the training while a checkpoint that is written is brought to the disk, sealed and "
+            "named. A callback's on_save may come before it is there."
+        },
+    )
+
     # Parsed from a JSON string by TrainingArguments
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "optimizations"]
 

@@ -10,8 +10,8 @@ from hf_efficient.errors import TrainingError
 _GO_ON = "what is saved stays: continue with --resume"
 _KNOWN = {
     r"out of memory|can't allocate memory|Cannot allocate memory": (
-        "there is not enough memory ({reason}): take a smaller per_device_train_batch_size and as much more "
-        "gradient_accumulation_steps, which trains the same, or activation_checkpointing"
+        "there is not enough memory ({reason}): split_on_out_of_memory, or a smaller per_device_train_batch_size and "
+        "as much more gradient_accumulation_steps, train the same with less; or activation_checkpointing"
     ),
     # The last is a socket's, which is no file of anybody's
     r"DataLoader worker|^Connection\w*Error|^BrokenPipeError|^EOFError|^FileNotFoundError.*directory$": (

@@ -151,6 +151,17 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        ConfigError: ``path`` is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}); move its folder away") from error
+
+
 def _sibling(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{ending}")
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -23,15 +22,16 @@ from hf_efficient.before_after import plain_metrics
 from hf_efficient.candidates import require_choice
 from hf_efficient.card import write_card
 from hf_efficient.data import load
+from hf_efficient.easing import notes_of_undone, train_within
 from hf_efficient.errors import ConfigError, ExportError, MissingDependencyError
 from hf_efficient.example_cache import FOLDER as EXAMPLE_CACHE
 from hf_efficient.export import ExportResult
 from hf_efficient.exported import exported_pipeline, pipeline_of
 from hf_efficient.failures import explained
-from hf_efficient.files import atomic_folder, atomic_path, write_json
+from hf_efficient.files import atomic_folder, atomic_path, read_json, write_json
 from hf_efficient.measure import PeakMemory, machine
 from hf_efficient.optimization import Context
-from hf_efficient.outcome import Outcome
+from hf_efficient.outcome import STAGE_FILE, Outcome
 from hf_efficient.phase import FINAL, save_final
 from hf_efficient.plan import Plan, build_optimizations
 from hf_efficient.predictor import EXPORTED, Predictor
@@ -46,7 +46,6 @@ from hf_efficient.wording import details
 logger = logging.getLogger(__name__)
 
 FINISHED, RUNNING = "finished", "running"
-STAGE_FILE = "stage.json"
 
 
 @dataclass
@@ -160,8 +159,7 @@ class Job(Outcome):
         model, models = self.recipe.model, {}
         for name in self.recipe.stages:
             stage = folder / "stages" / name
-            if not (stage / STAGE_FILE).is_file():
-                self.train(name, stage, model)
+            train_within(self, name, stage, model)
             if PartialState().is_main_process:
                 clear_stage(stage)
             models[name] = stage / FINAL
@@ -218,8 +216,8 @@ class Job(Outcome):
                             _write_files(self.task.details(prediction), folder / label)
         return found, classes
 
-    def judging(self, model: Path, folder: Path) -> Any:
-        """A trainer that judges the finished ``model``."""
+    def judging(self, model: str | Path, folder: Path) -> Any:
+        """A trainer that judges ``model``, by folder or by name."""
         self.use(model)
         settings = {"report_to": "none", "disable_tqdm": False, **_device(), **self.task.arguments()}
         args = self.task.arguments_class(str(folder), **settings)
@@ -245,7 +243,7 @@ class Job(Outcome):
             notes.append(f"Export ({exported.format}, quantize {exported.quantize}): {exported.comparison}.")
         judged, measured = metrics[self.judged], self.measurement(after)
         training = {name: stage["training"] for name, stage in stages.items()}
-        notes += starved(training)
+        notes += [*starved(training), *(note for name in stages for note in notes_of_undone(folder, name))]
         report = Report(
             title=f"{self.recipe.name}: before and after",
             before=measured if before == after else self.measurement(before),  # of one stage, the same to the bit
@@ -311,10 +309,3 @@ def _device() -> dict[str, Any]:
     if torch.accelerator.is_available():
         return {"dataloader_pin_memory": True}
     return {"dataloader_pin_memory": False, "use_cpu": int(os.environ.get("WORLD_SIZE", "1")) > 1}
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}); move its folder away") from error

@@ -157,22 +157,25 @@ def refuse_adapters(model: Any, cannot: str) -> None:
         raise ConfigError(f"{cannot} PEFT adapters; merge them first (model = model.merge_and_unload())")
 
 
-def refuse_sharding(needs: str) -> None:
-    """Refuse to run where each process has only a part of the weights.
-
-    Args:
-        needs: who does what with whole weights, as "pruning ranks whole weights".
+def refuse_sharding(optimization: "Optimization") -> None:
+    """Refuse what works on whole weights where each process has only a part of them.
 
     Raises:
-        ConfigError: under FSDP or DeepSpeed.
+        ConfigError: under FSDP or DeepSpeed; under ZeRO-3, which shares weights out as they are loaded, also what
+            changes or copies the model before it is trained.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
-    if PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    needs = optimization.whole_weights()
+    before_training = optimization.order >= Order.STRUCTURE and overrides(optimization, "prepare_model")
+    if not needs and before_training and is_deepspeed_zero3_enabled():
+        needs = "changes or copies whole models"
+    if needs and PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ConfigError(
-            f"{needs}, but FSDP and DeepSpeed give each process a part of them; drop fsdp or deepspeed, several "
-            "processes share the data without"
+            f"{optimization.name} {needs}, but FSDP and DeepSpeed give each process a part of them; drop fsdp or "
+            "deepspeed, several processes share the data without"
         )
 
 
@@ -206,6 +209,10 @@ class Optimization(TrainerCallback):
         """
         return ()
 
+    def milder(self) -> dict[str, Any]:
+        """Settings with which it changes the model about half as much, where it loses too much; empty: none known."""
+        return {}
+
     def check(self, context: Context) -> None:
         """Raise `ConfigError` with the remedy when this cannot work on the device, model or data."""
 
@@ -215,6 +222,10 @@ class Optimization(TrainerCallback):
 
     def reset(self) -> None:
         """Forget what an earlier training left."""
+
+    def whole_weights(self) -> str:
+        """What it does with whole weights while a model trains or after, as "ranks whole weights"; empty: nothing."""
+        return ""
 
     def decides_by_training(self) -> bool:
         """Whether what it decides depends on how long and at what rate the model will learn."""

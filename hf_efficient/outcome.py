@@ -13,6 +13,8 @@ from hf_efficient.measure import Measurement, Runtime, Timing, measure, measure_
 from hf_efficient.recipe import Recipe
 from hf_efficient.task import Task
 
+STAGE_FILE = "stage.json"
+"""What a stage's training came to; says that it is done."""
 MEASURED_EXAMPLES = 256
 """Real examples on which latency and throughput are measured."""
 

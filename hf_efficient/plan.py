@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_efficient.errors import ConfigError, ConflictError, unknown
-from hf_efficient.optimization import Context, Optimization, Order, overrides
+from hf_efficient.optimization import Context, Optimization, Order, overrides, refuse_sharding
 from hf_efficient.settings import parse
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ class Plan:
     def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
         if any(optimization.needs_original() for optimization in self):
             context.original = copy.deepcopy(model).eval()
+        for optimization in self:
+            refuse_sharding(optimization)
         for optimization in self:
             model = optimization.prepare_model(model, context)
             if overrides(optimization, "map_batch"):

@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 
 from hf_efficient.card import LOADING, MODEL, TRAINING, complete, loading, public_notes
 from hf_efficient.errors import ConfigError
+from hf_efficient.files import read_json
 from hf_efficient.hub import CARD, LOCAL, branch, push_files, pushed_files, repository, without_paths
-from hf_efficient.job import read_json
 from hf_efficient.phase import FINAL
 from hf_efficient.portable import portable_files
 from hf_efficient.predictor import EXPORTED, newest_finished

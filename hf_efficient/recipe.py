@@ -45,6 +45,10 @@ class Stage(BaseModel):
 
     training: dict[str, Any] = Field(default={}, description="fields of transformers.TrainingArguments")
     optimizations: dict[str, Any] = Field(default={}, description="name -> settings")
+    max_drop: float | None = Field(
+        default=None,
+        description="greatest drop of the task's main metric on validation data; beyond it less is changed",
+    )
 
 
 class Export(BaseModel):
@@ -116,6 +120,11 @@ class Recipe(BaseModel):
             training_values(stage.training, f"stages.{name}.training", task.arguments_class)
             build_optimizations(stage.optimizations, f"stages.{name}.optimizations")
             with_stages(stage.optimizations, earlier, f"stages.{name}.optimizations")
+            if stage.max_drop is not None and not eased(stage.optimizations, f"stages.{name}.optimizations"):
+                raise ConfigError(
+                    f"stages.{name}.max_drop needs an optimization that can change the model less: shares or a target "
+                    "of structured_pruning, pruning without a pattern, weight_fusion"
+                )
             earlier[name] = name
         if self.export is not None:
             try:
@@ -162,6 +171,13 @@ def training_values(
             expected = error.errors()[0]["msg"]
             raise ConfigError(f"{where}.{key}: {expected[0].lower()}{expected[1:]}, got {value!r}") from None
     return coerced
+
+
+def eased(optimizations: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``optimizations`` that change the model about half as much; empty where none can."""
+    milder = {one.name: one.milder() for one in build_optimizations(optimizations, where)}
+    changed = {name: {**(optimizations[name] or {}), **settings} for name, settings in milder.items() if settings}
+    return {**optimizations, **changed} if changed else {}
 
 
 def with_stages(optimizations: Mapping[str, Any], earlier: Mapping[str, str], where: str) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from hf_efficient.errors import ConfigError
-from hf_efficient.files import atomic_folder, remove_leftovers, write_text
-from hf_efficient.job import FINISHED, RUNNING, Job, RunResult, read_json, write_status
+from hf_efficient.files import atomic_folder, read_json, remove_leftovers, write_text
+from hf_efficient.job import FINISHED, RUNNING, Job, RunResult, write_status
 from hf_efficient.recipe import Recipe
 from hf_efficient.resumption import AUTO
 from hf_efficient.tuning import Tuning

@@ -1,9 +1,9 @@
 """EfficientTrainer: `transformers.Trainer` that runs optimizations; with none listed it is stock, bit for bit.
 
 The mixin changes these seams of Trainer and nothing else: `__init__` (optimizations see the arguments before Accelerate
-does), `train` (phases), `add_callback`, samplers and loss (`hf_efficient.batches`), `create_optimizer` and
-`create_scheduler`, `hyperparameter_search`, the two ends of a checkpoint, and what goes to the Hub. Hooks that no
-optimization overrides are never called.
+does), `train` (phases), `add_callback`, samplers, loss and steps (`hf_efficient.batches`, `hf_efficient.splitting`),
+the two ends of a checkpoint (`hf_efficient.saving`), `create_optimizer` and `create_scheduler`,
+`hyperparameter_search`, and what goes to the Hub. Hooks that no optimization overrides are never called.
 """
 
 import functools
@@ -19,10 +19,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.hyperparameter_search import default_hp_search_backend
-from transformers.trainer_utils import BestRun, HPSearchBackend, HubStrategy, TrainOutput, has_length
+from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput, has_length
 
 from hf_efficient.batches import BatchMixin
-from hf_efficient.checkpoint import load_state, load_weights, save_state
 from hf_efficient.collation import processor_of
 from hf_efficient.configure import configure
 from hf_efficient.errors import ConfigError
@@ -31,8 +30,10 @@ from hf_efficient.optimization import Context, Optimization, Served, overrides
 from hf_efficient.phase import MAIN, train_phases
 from hf_efficient.plan import Plan
 from hf_efficient.preemption import preemptible
-from hf_efficient.resumption import AUTO, newest_whole, save_whole
+from hf_efficient.resumption import AUTO, newest_whole
 from hf_efficient.runtimes import require_packages
+from hf_efficient.saving import SavingMixin
+from hf_efficient.splitting import SplittingMixin
 
 if TYPE_CHECKING:
     from hf_efficient.accounting import Accounting
@@ -48,7 +49,7 @@ TIMED_EXAMPLES = 128
 """Training examples on which optimizations time a model."""
 
 
-class EfficientMixin(BatchMixin, _Base):
+class EfficientMixin(SavingMixin, SplittingMixin, BatchMixin, _Base):
     """What makes a Trainer class efficient; `efficient(TrainerClass)` puts it in front of any of them."""
 
     report: "Report | None" = None
@@ -63,15 +64,6 @@ class EfficientMixin(BatchMixin, _Base):
     tuning: "Tuning | None" = None
     """What `args.autotune` found."""
 
-    seals = False
-    """Whether checkpoints have checksums where no optimization is on, too."""
-
-    saved = ""
-    """The last checkpoint that was written."""
-
-    _saving = ""
-    """Where stock is writing a checkpoint that is not yet whole."""
-
     optimizer_factory: Callable[[nn.Module, Any], torch.optim.Optimizer] | None = None
     scheduler_factory: Callable[[torch.optim.Optimizer, Any, int], Any] | None = None
     """Functions given in ``optimizers=``: unlike objects they fit every model that `model_init` returns."""
@@ -83,6 +75,12 @@ class EfficientMixin(BatchMixin, _Base):
             raise ConfigError(
                 "fsdp is asked for, but Accelerate shards on accelerators alone and would, without a word, train a "
                 "whole copy on each process here; drop fsdp"
+            )
+        if getattr(self.args, "split_on_out_of_memory", False) and self.args.world_size > 1:
+            raise ConfigError(
+                f"split_on_out_of_memory works on one process, but here are {self.args.world_size}, which would take "
+                "other parts; take a smaller per_device_train_batch_size and as much more "
+                "gradient_accumulation_steps"
             )
 
     @property
@@ -119,14 +117,17 @@ class EfficientMixin(BatchMixin, _Base):
             Preempted: SIGTERM came while optimizations trained; what to resume from is saved.
         """
         stock = functools.partial(super().train, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
-        if not self.optimizations and not getattr(self.args, "dense_epochs", 0):
-            if resume_from_checkpoint in (True, AUTO):  # stock would take a damaged one
-                found = newest_whole(self._get_output_dir(trial))
-                resume_from_checkpoint = found or resume_from_checkpoint is True
-            return stock(resume_from_checkpoint=resume_from_checkpoint)
-        self._hp_search_setup(trial)  # before the model is made and phases are planned
-        with preemptible(self):
-            return train_phases(self, Plan(self.optimizations), stock, resume_from_checkpoint, trial)
+        try:
+            if not self.optimizations and not getattr(self.args, "dense_epochs", 0):
+                if resume_from_checkpoint in (True, AUTO):  # stock would take a damaged one
+                    found = newest_whole(self._get_output_dir(trial))
+                    resume_from_checkpoint = found or resume_from_checkpoint is True
+                return stock(resume_from_checkpoint=resume_from_checkpoint)
+            self._hp_search_setup(trial)  # before the model is made and phases are planned
+            with preemptible(self):
+                return train_phases(self, Plan(self.optimizations), stock, resume_from_checkpoint, trial)
+        finally:
+            self.finish_saving()
 
     def hyperparameter_search(
         self,
@@ -216,13 +217,6 @@ class EfficientMixin(BatchMixin, _Base):
         given = inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments
         return None if complete_card(self, given) else super().create_model_card(*args, **kwargs)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Before the end, only checkpoints that were asked for: the model is not what it will be; and whole ones."""
-        if self._saving:
-            return
-        if self.phase is None or self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            super()._push_from_checkpoint(checkpoint_folder)
-
     def export(
         self,
         format: str = "onnx",
@@ -306,61 +300,6 @@ class EfficientMixin(BatchMixin, _Base):
     def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
         if self.phase is None or self.phase.name == MAIN:  # the dense phase counts the same steps
             super()._report_to_hp_search(trial, step, metrics)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._saving or super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Stock, but the checkpoint gets its name when it is whole (`hf_efficient.resumption`)."""
-        stock = super()._save_checkpoint
-
-        def save(folder: str) -> None:
-            self._saving = folder
-            try:
-                stock(model, trial)
-            finally:
-                self._saving = ""
-
-        self.saved = save_whole(self, self._get_output_dir(trial), save, self.seals or self.phase is not None)
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(self.saved)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.phase is None:
-            return
-        states = self.phase.plan.state_dict()  # on every process: a state may have to be gathered
-        if self.args.should_save:
-            save_state(output_dir, self.phase.name, states)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        state = load_state(resume_from_checkpoint) or {"optimizations": {}}
-        running = {optimization.name for optimization in self.optimizations}
-        missing = [name for name, kept in state["optimizations"].items() if kept and name not in running]
-        if missing:
-            raise ConfigError(
-                f"{resume_from_checkpoint} was written while training with {', '.join(missing)}; list the same "
-                "optimizations to resume from it"
-            )
-        if self._loads_plainly():
-            load_weights(cast(PreTrainedModel, self.model), resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if self._loads_plainly() and self.state.best_model_checkpoint is not None:
-            load_weights(cast(PreTrainedModel, self.model), self.state.best_model_checkpoint)
-        else:
-            super()._load_best_model()
-
-    def _loads_plainly(self) -> bool:
-        """Whether a checkpoint's weights go through `from_pretrained`, which knows how families rename their tensors.
-
-        Stock (5.24) reads the file's names as they are: a ViT, whose names differ on disk, keeps its random weights on
-        resume with a logged warning only (transformers issue 43701). Trainings with optimizations must not.
-        """
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return self.phase is not None and not sharded and isinstance(self.model, PreTrainedModel)
 
 
 def _asks_for_fsdp(args: Any) -> bool:

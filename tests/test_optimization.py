@@ -1,14 +1,19 @@
-"""What optimizations share: arguments changed in a copy."""
+"""What optimizations share: arguments changed in a copy, and what they refuse where weights are shared out."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
-from hf_efficient import EfficientTrainingArguments
-from hf_efficient.optimization import changed
+from hf_efficient import ConfigError, EfficientTrainingArguments
+from hf_efficient.optimization import changed, refuse_sharding
+from hf_efficient.plan import Plan, build_optimizations
+from tests.test_contract import ROWS
+from tests.test_trainer import trainer
 
 QUIET = {"report_to": "none", "use_cpu": True}
 
@@ -47,3 +52,40 @@ def test_what_another_class_filled_in_stays(tmp_path: Path) -> None:
         replace(args, bf16=True)
     made = changed(args, bf16=True)
     assert (made.size, made.bf16, made.mixed_precision) == (4, True, "bf16")
+
+
+GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "several_devices.md"
+SHARED_OUT = {"fsdp": (DistributedType.FSDP, False), "zero2": (DistributedType.DEEPSPEED, False)}
+SHARED_OUT["zero3"] = (DistributedType.DEEPSPEED, True)
+
+
+def refused(way: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The optimizations of the contract table that are refused where weights are shared out in this way."""
+    found = set()
+    with monkeypatch.context() as patch:
+        patch.setitem(PartialState()._shared_state, "distributed_type", SHARED_OUT[way][0])
+        patch.setattr("transformers.integrations.is_deepspeed_zero3_enabled", lambda: SHARED_OUT[way][1])
+        for name, row in ROWS.items():
+            (one,) = build_optimizations({name: row.settings})
+            try:
+                refuse_sharding(one)
+            except ConfigError as error:
+                assert f"{name} " in str(error)  # noqa: PT017
+                assert "drop fsdp or deepspeed" in str(error)  # noqa: PT017
+                found.add(name)
+    return found
+
+
+def test_the_guide_says_what_goes_with_shared_out_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line for line in GUIDE.read_text(encoding="utf-8").splitlines() if line[:3] in ("| r", "| n")]
+    always, also_zero3, never = (set(line.split("|")[2].replace("`", "").replace(" ", "").split(",")) for line in lines)
+    assert refused("fsdp", monkeypatch) == refused("zero2", monkeypatch) == always
+    assert refused("zero3", monkeypatch) == always | also_zero3
+    assert never == set(ROWS) - always - also_zero3
+
+
+def test_a_plan_refuses_before_it_prepares_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(tmp_path, optimizations={"quantization": {}})
+    monkeypatch.setitem(PartialState()._shared_state, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigError, match="quantization rounds whole weights, but FSDP"):
+        Plan(made.optimizations).prepare_model(made.model, made.context())

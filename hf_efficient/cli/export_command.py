@@ -29,7 +29,7 @@ def command(options: argparse.Namespace, tell: Teller) -> None:
     from hf_efficient.candidates import check_choice
     from hf_efficient.cli.model_and_data import judged_split, prepare
     from hf_efficient.export import REPORT, export
-    from hf_efficient.job import read_json
+    from hf_efficient.files import read_json
 
     check_choice(options.format, options.quantize, options.max_drop)
     task, model, splits = prepare(options.model, options.task, options.data)

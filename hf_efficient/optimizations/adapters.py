@@ -69,6 +69,9 @@ class Adapters(Optimization):
                 "set it to false, or frozen to float"
             )
 
+    def whole_weights(self) -> str:
+        return "merges into whole weights"
+
     def needs_first_weights(self) -> bool:
         return True  # a checkpoint has them merged with what was learnt
 

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from hf_efficient.blocks import layer_stacks, layers_of
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.example_cache import ExampleCache
-from hf_efficient.optimization import Context, Optimization, Order, changed, refuse_adapters, refuse_sharding
+from hf_efficient.optimization import Context, Optimization, Order, changed, refuse_adapters
 from hf_efficient.prefix import FrozenPrefix, used_before
 
 FOLDER = "_frozen_layers"
@@ -95,9 +95,11 @@ class LayerFreezing(Optimization):
         """`DistributedDataParallel` must not wait for gradients of what froze."""
         return args if self.layers == 0 else changed(args, ddp_find_unused_parameters=True)
 
+    def whole_weights(self) -> str:
+        return "measures whole weights"
+
     def prepare_model(self, model: Any, context: Context) -> nn.Module:
         self.check(Context(args=context.args, model=model))
-        refuse_sharding("layer_freezing measures whole weights")
         if not self._limit(model):
             warnings.warn("layer_freezing: no layer may freeze", NoEffectWarning, 2)
         elif not self._saved:

@@ -14,7 +14,7 @@ from torch import nn
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.functional.masks import MaskedWeight, cubic_ramp, least, least_in_groups, least_of_all
 from hf_efficient.functional.optimizer_state import embedding_parameters
-from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters, refuse_sharding
+from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -87,6 +87,12 @@ class Pruning(Optimization):
             return 1 - self._group[0] / self._group[1]
         return DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
 
+    def whole_weights(self) -> str:
+        return "ranks whole weights" if self._sparsity else ""
+
+    def milder(self) -> dict[str, Any]:
+        return {"sparsity": self._sparsity / 2} if self._sparsity and not self._group else {}
+
     def check(self, context: Context) -> None:
         refuse_adapters(context.model, "pruning cannot set weights to zero under")
 
@@ -95,7 +101,6 @@ class Pruning(Optimization):
             warnings.warn("pruning with sparsity=0 sets no weight to zero", NoEffectWarning, 2)
             return model
         self.check(Context(args=context.args, model=model))
-        refuse_sharding("pruning ranks whole weights")
         return model
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -94,6 +94,9 @@ class Quantization(Optimization):
             made = TARGETS[self.target]
         return made if self.embeddings else replace(made, embeddings="")
 
+    def whole_weights(self) -> str:
+        return "rounds whole weights" if self.start < 1 else ""
+
     def prepare_model(self, model: "nn.Module", context: Context) -> "nn.Module":
         if self.start == 1:
             warnings.warn("quantization with start=1 rounds nothing", NoEffectWarning, 2)

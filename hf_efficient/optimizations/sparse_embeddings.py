@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.functional.rows import adamw_rows, rows_seen, sgd_rows
-from hf_efficient.optimization import Context, Optimization, Order, refuse_sharding
+from hf_efficient.optimization import Context, Optimization, Order
 from hf_efficient.proposal import Observed, Proposal
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
@@ -51,8 +51,10 @@ class SparseEmbeddings(Optimization):
             share = tables / sum(parameter.numel() for parameter in observed.model.parameters())
             yield Proposal(gain=share * observed.updating + BEST_GAIN * observed.computing)
 
+    def whole_weights(self) -> str:
+        return "updates rows of whole tables"
+
     def check(self, context: Context) -> None:
-        refuse_sharding("sparse_embeddings updates rows of whole tables")
         optim = getattr(context.args.optim, "value", context.args.optim)  # stock makes an enumeration of it
         if optim not in OPTIMIZERS:
             raise ConfigError(f"sparse_embeddings does not go with optim={optim}; allowed: {', '.join(OPTIMIZERS)}")

@@ -93,6 +93,14 @@ class StructuredPruning(Optimization):
         self._decision: dict[str, Any] = {}
         self._restored = False
 
+    def milder(self) -> dict[str, Any]:
+        if self.target_speedup is not None:
+            return {"target_speedup": 1 + (self.target_speedup - 1) / 2}
+        if (target := self._target) is not None:  # of what the whole model has nobody knows before it is measured
+            return {target.name: type(target.value)(target.value * 1.5)}
+        shares = {name: getattr(self, name) for name in ("keep_heads", "keep_ffn")}
+        return {name: (1 + share) / 2 for name, share in shares.items() if share not in (None, 1)}
+
     def decides_by_training(self) -> bool:
         return self._target is not None  # then trainings of the shapes in question compare them
 

@@ -80,6 +80,13 @@ class WeightFusion(Optimization):
     def _shares(self) -> dict[str, float]:
         return {kind: share for kind, share in ((FFN, self.merge), (ATTENTION, self.merge_heads)) if share}
 
+    def whole_weights(self) -> str:
+        return "clusters whole weights" if self.cluster else ""
+
+    def milder(self) -> dict[str, Any]:
+        finer = {"cluster": 2 * self.cluster} if self.cluster in (2, 4) else {}
+        return {**{name: getattr(self, name) / 2 for name in self.cheaper if getattr(self, name)}, **finer}
+
     def check(self, context: Context) -> None:
         if context.model is None:
             return

@@ -13,7 +13,9 @@ from datasets import DatasetDict
 from filelock import FileLock
 
 from hf_efficient import __version__
-from hf_efficient.job import STAGE_FILE, Job, clear_stage, read_json
+from hf_efficient.files import read_json
+from hf_efficient.job import Job, clear_stage
+from hf_efficient.outcome import STAGE_FILE
 from hf_efficient.phase import FINAL
 from hf_efficient.search.beginnings import Beginnings, decisions
 from hf_efficient.search.digest import digest

@@ -6,7 +6,7 @@ Imported once, by the server whose children do the work (`tests.faults.killing`)
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,26 @@ REPO = "me/killed"
 def training(folder: Path) -> None:
     """Dense fine-tuning, a cut, distillation from the dense model."""
     set_seed(0)
-    trainer(folder, optimizations=OPTIMIZATIONS, dense_epochs=2, seed=3).train(resume_from_checkpoint="auto")
+    one = trainer(folder, optimizations=OPTIMIZATIONS, dense_epochs=2, seed=3, async_save=True)
+    one.train(resume_from_checkpoint="auto")
+
+
+def shared(folder: Path) -> None:
+    """A cut and distillation on as many processes as there are, which share the same batches."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    changes: dict[str, Any] = {
+        "per_device_train_batch_size": 8 // processes,
+        "train_sampling_strategy": "sequential",
+        "average_tokens_across_devices": False,
+        "optim": "sgd",
+        "learning_rate": 0.3,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    set_seed(0)
+    given = {"model": text_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)}
+    one = trainer(folder, given, optimizations={**CUT, "distillation": {"teacher": "self"}}, seed=3, **changes)
+    one.train(resume_from_checkpoint="auto")
 
 
 def recipe(folder: Path) -> None:
@@ -73,15 +92,19 @@ def pushing(folder: Path) -> None:
     push_folder(folder / "model", repository(REPO, folder / "model"))
 
 
-SCENARIOS: dict[str, Callable[[Path], None]] = {each.__name__: each for each in (training, recipe, searching, pushing)}
+SCENARIOS: dict[str, Callable[[Path], None]] = {
+    each.__name__: each for each in (training, shared, recipe, searching, pushing)
+}
 
 
-def perform(name: str, folder: Path, last: int | None, log: Path) -> None:
+def perform(name: str, folder: Path, last: int | None, log: Path, variables: Mapping[str, str] | None = None) -> None:
     """Do the work; a process of its own, whose output goes to ``log``.
 
     Args:
         last: this process kills itself at its ``last``-th change of the file system.
+        variables: of the environment, where it is one of several of a training.
     """
+    os.environ.update(variables or {})
     with log.open("a") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)

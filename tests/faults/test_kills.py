@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from hf_efficient.files import leftovers
 from hf_efficient.run import unfinished
@@ -20,6 +21,7 @@ from tests.faults.killing import Work, killed
 from tests.faults.scenarios import REPO, TRIALS
 from tests.hub.process import TOKEN
 from tests.hub.server import Hub
+from tests.test_contract import ROWS
 from tests.test_parity import assert_same_tensors
 
 KILLS = int(os.environ.get("HF_EFFICIENT_KILLS", "0"))
@@ -39,6 +41,14 @@ def names(folder: Path) -> list[str]:
 def check_training(work: Path, whole: Path) -> None:
     assert names(work) == names(whole)
     assert_same_tensors(tensors(work / "final/model.safetensors"), tensors(whole / "final/model.safetensors"))
+
+
+def check_shared(work: Path, whole: Path) -> None:
+    """Within the tolerance of the contract table: what is added up by several processes is added in another order."""
+    one, expected = (tensors(folder / "final/model.safetensors") for folder in (work, whole))
+    assert one.keys() == expected.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, expected[name], **ROWS["structured_pruning"].tolerance, msg=name)
 
 
 def check_recipe(work: Path, whole: Path) -> None:
@@ -63,26 +73,41 @@ def check_searching(work: Path, whole: Path) -> None:
 
 CHECKS: dict[str, Callable[[Path, Path], None]] = {
     "training": check_training,
+    "shared": check_shared,
     "recipe": check_recipe,
     "searching": check_searching,
 }
-FEW = {"training": 5, "recipe": 2, "searching": 2}
+FEW = {"training": 5, "shared": 3, "recipe": 2, "searching": 2}
+PROCESSES = {"shared": 2}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.timeout(3000)
 def test_kills_change_nothing(name: str, tmp_path: Path) -> None:
-    whole = Work(name, tmp_path / "whole")
+    whole = Work(name, tmp_path / "whole", PROCESSES.get(name, 1))
     began = time.monotonic()
     assert whole.attempt(), whole.said()
     seconds = time.monotonic() - began
-    works = killed(name, tmp_path / "killed", KILLS or FEW[name], random.Random(11), seconds, whole.changes())
+    works = killed(whole, seconds, tmp_path / "killed", KILLS or FEW[name], random.Random(11))
     for work in works:
         left = [path for path in leftovers(work.folder) if path.parent.name != "tiny"]  # those, the next run clears
         assert not left, left
         CHECKS[name](work.folder, whole.folder)
     print(f"{name}: {sum(work.kills for work in works)} kills of {sum(work.attempts for work in works)} attempts")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 4)])
+def test_goes_on_with_another_number_of_processes(first: int, then: int, tmp_path: Path) -> None:
+    whole, work = Work("shared", tmp_path / "whole"), Work("shared", tmp_path / "work", first)
+    assert whole.attempt(), whole.said()
+    assert not work.attempt(last=whole.changes() // 2)
+    assert list(work.folder.glob("checkpoint-*"))
+    work.processes = then
+    assert work.attempt(), work.said()
+    assert "passed over" not in work.said()
+    check_shared(work.folder, whole.folder)
 
 
 @pytest.mark.slow

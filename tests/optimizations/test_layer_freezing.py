@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
 from transformers import TrainerCallback, set_seed
 
 from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments, LayerFreezing, NoEffectWarning
@@ -159,17 +157,13 @@ def test_a_training_that_broke_off_freezes_nothing_for_good(tmp_path: Path) -> N
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="layers=4, but the model has 3 layers"):
         trained(tmp_path, layers=4)
     with pytest.raises(ConfigError, match="PEFT adapters; merge them first"):
         LayerFreezing().check(SimpleNamespace(model=SimpleNamespace(peft_config={})))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="supported families"):
         LayerFreezing().check(SimpleNamespace(model=torch.nn.Linear(2, 2)))  # type: ignore[arg-type]
-    made = build(EfficientTrainer, EfficientTrainingArguments, tmp_path, optimizations={"layer_freezing": {}})
-    monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(ConfigError, match="drop fsdp or deepspeed"):
-        made.optimizations[0].prepare_model(made.model, made.context())
 
 
 BAD = {
