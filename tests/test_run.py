@@ -135,6 +135,19 @@ def test_resume_continues_the_newest_unfinished(
         run(recipe, ["seed=1"], runs=tmp_path / "runs", resume=True)
 
 
+def test_auto_passes_over_a_run_whose_recipe_cannot_be_read(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_efficient.job.Job.finish", finish_without_measuring)
+    damaged = tmp_path / "runs" / "tiny" / "20260101-000000"
+    damaged.mkdir(parents=True)
+    (damaged / "run.json").write_text('{"status": "running"}')
+    (damaged / "recipe.yaml").write_text("task: [")
+    folder = run(recipe, runs=tmp_path / "runs", resume="auto")
+    assert folder != damaged
+    assert (damaged / "recipe.yaml").read_text() == "task: ["
+
+
 def test_an_earlier_stage_teaches(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_efficient.job.Job.finish", finish_without_measuring)
     text = recipe.read_text().replace("keep_layers: [0]}", "keep_layers: [0]}, distillation: {teacher: finetune}")
