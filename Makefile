@@ -21,7 +21,7 @@ test-lowest test-newest: test-%: .venv-%/installed
 
 # Two hundred kills and more, each begun again: what comes out is what would have
 faults: .venv/installed
-	HF_EFFICIENT_KILLS=60 $(BIN)/python -m pytest tests/faults -s
+	HF_EFFICIENT_KILLS=45 $(BIN)/python -m pytest tests/faults -n logical --maxprocesses 4 -rP
 
 style: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -22,6 +22,8 @@ from hf_efficient import (
 )
 from hf_efficient.batches import BatchMixin
 from hf_efficient.optimization import EFFICIENT_METHODS
+from hf_efficient.saving import SavingMixin
+from hf_efficient.splitting import SplittingMixin
 from tests.test_parity import Own, build, train, without_clock
 from tests.tiny import Examples
 
@@ -247,9 +249,11 @@ class TestStockTrainer:
             "cheaper",
             "conflicts",
             "decides_by_training",
+            "milder",
             "needs_first_weights",
             "needs_original",
             "stage_settings",
+            "whole_weights",
         }
         passive = {"check", "reset", "state_dict", "load_state_dict", *told}
         assert set(EFFICIENT_METHODS) == own - passive
@@ -261,7 +265,8 @@ class TestEfficient:
             """My trainer."""
 
         cls = efficient(Mine)
-        assert cls.__mro__[1:4] == (EfficientMixin, BatchMixin, Mine)
+        assert (cls.__mro__[1], cls.__mro__[5]) == (EfficientMixin, Mine)
+        assert set(cls.__mro__[2:5]) == {SavingMixin, SplittingMixin, BatchMixin}
         assert cls.__name__ == "EfficientMine"
         assert efficient(Mine) is cls
         assert efficient(cls) is cls

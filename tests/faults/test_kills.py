@@ -121,6 +121,7 @@ def test_kills_of_a_push(tmp_path: Path) -> None:
         assert files == expected
         kills += work.kills
         if kills >= (KILLS or 3):
+            print(f"pushing: {kills} kills in {number + 1} pushes")
             return
     raise AssertionError("killed too late each time")
 
