@@ -221,6 +221,7 @@ def _run(
     _check_optimizer(trainer)
     with account(trainer) as accounts:
         output = stock_train(resume_from_checkpoint=start.checkpoint)
+        trainer.finish_saving()  # a finished model tells that nothing of this phase is missing
     figures = accounts.figures(measure=getattr(trainer.args, "measure_seconds", 2.0) > 0)
     output.metrics.update(as_metrics(figures))
     return output, training_figures(output, figures)
