@@ -4,7 +4,6 @@ What is undone lies in `undone/<stage>-<number>` of the run: how many there are 
 stage was eased.
 """
 
-import itertools
 import logging
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from hf_efficient.before_after import plain_metrics
 from hf_efficient.errors import TrainingError
 from hf_efficient.files import read_json, write_json
 from hf_efficient.outcome import STAGE_FILE
@@ -40,10 +38,9 @@ def train_within(job: "Job", name: str, folder: Path, model: str) -> None:
         TrainingError: it loses more however little it changes.
     """
     limit = job.recipe.stages[name].max_drop
-    for tries in itertools.count():
-        if tries < len(_undone(folder)):
-            _ease(job, name)
-            continue
+    for _ in _undone(folder):
+        _ease(job, name)
+    while True:
         if not (folder / STAGE_FILE).is_file():
             job.train(name, folder, model)
         if limit is None:
@@ -54,10 +51,10 @@ def train_within(job: "Job", name: str, folder: Path, model: str) -> None:
         told = (
             f"loses {lost['drop']:.4f} of {job.task.main_metric} with {details(lost['changed'])} (max_drop: {limit:g})"
         )
-        if tries + 1 == TRIES or not eased(lost["changed"], f"stages.{name}.optimizations"):
+        tries = len(_undone(folder)) + 1
+        if tries == TRIES or not eased(lost["changed"], f"stages.{name}.optimizations"):
             raise TrainingError(
-                f"stages.{name} {told}, the mildest of {tries + 1} tries; allow more, train longer, or "
-                "list distillation"
+                f"stages.{name} {told}, the mildest of {tries} tries; allow more, train longer, or list distillation"
             )
         logger.warning("stage %s %s: it is undone, and trained with less", name, told)
         _undo(folder)
@@ -79,7 +76,7 @@ def _ease(job: "Job", name: str) -> None:
 def _loss(job: "Job", name: str, folder: Path, model: str) -> dict[str, Any]:
     """By how much the finished stage is worse than what it began with, by the main metric on validation data."""
     if not (folder / LOSS).is_file():
-        before, after = (_validated(job, path, folder) for path in (model, folder / FINAL))
+        before, after = (job.validated(path, folder)[job.task.main_metric] for path in (model, folder / FINAL))
         drop = before - after if job.task.greater_is_better else after - before
         changed = job.recipe.stages[name].optimizations
         if PartialState().is_main_process:
@@ -87,11 +84,6 @@ def _loss(job: "Job", name: str, folder: Path, model: str) -> dict[str, Any]:
         PartialState().wait_for_everyone()
     found: dict[str, Any] = read_json(folder / LOSS)
     return found
-
-
-def _validated(job: "Job", model: str | Path, folder: Path) -> float:
-    said = job.judging(model, folder).predict(job.encoded["validation"], metric_key_prefix="validation")
-    return plain_metrics(said.metrics or {}, "validation")[job.task.main_metric]
 
 
 def _undone(folder: Path) -> list[Path]:

@@ -216,6 +216,11 @@ class Job(Outcome):
                             _write_files(self.task.details(prediction), folder / label)
         return found, classes
 
+    def validated(self, model: str | Path, folder: Path) -> dict[str, float]:
+        """Metrics of ``model``, by folder or by name, on validation data."""
+        said = self.judging(model, folder).predict(self.encoded["validation"], metric_key_prefix="validation")
+        return plain_metrics(said.metrics or {}, "validation")
+
     def judging(self, model: str | Path, folder: Path) -> Any:
         """A trainer that judges ``model``, by folder or by name."""
         self.use(model)

@@ -176,7 +176,8 @@ def training_values(
 def eased(optimizations: Mapping[str, Any], where: str) -> dict[str, Any]:
     """``optimizations`` that change the model about half as much; empty where none can."""
     milder = {one.name: one.milder() for one in build_optimizations(optimizations, where)}
-    changed = {name: {**(optimizations[name] or {}), **settings} for name, settings in milder.items() if settings}
+    given = {name: settings if isinstance(settings, Mapping) else {} for name, settings in optimizations.items()}
+    changed = {name: {**given[name], **settings} for name, settings in milder.items() if settings}
     return {**optimizations, **changed} if changed else {}
 
 

@@ -36,20 +36,25 @@ def test_half_as_much(name: str) -> None:
     build_optimizations(found, "here")
 
 
+@pytest.mark.parametrize("default", [True, None, {}])
+def test_half_of_the_default(default: Any) -> None:
+    assert eased({"pruning": default}, "here") == {"pruning": {"sparsity": 0.25}}
+
+
 @pytest.mark.parametrize("optimizations", [{"precision": {}}, {"pruning": {"pattern": "2:4"}}, {}])
 def test_what_cannot_change_less_is_refused(tmp_path: Path, optimizations: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"stages\.compress\.max_drop needs an optimization"):
         Recipe.load(tiny_recipe(tmp_path), [LIMITED[0], f"stages.compress.optimizations={json.dumps(optimizations)}"])
 
 
-def said(values: list[float]) -> Callable[..., float]:
+def said(values: list[float]) -> Callable[..., dict[str, float]]:
     """Metrics as they come, of what stages begin with and of what they come to."""
-    return lambda *args: values.pop(0)
+    return lambda *args: {"accuracy": values.pop(0)}
 
 
 def test_a_stage_is_undone_until_it_loses_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure_hastily(monkeypatch)
-    monkeypatch.setattr("hf_efficient.easing._validated", said([0.9, 0.5, 0.9, 0.8, 0.9, 0.89]))
+    monkeypatch.setattr("hf_efficient.job.Job.validated", said([0.9, 0.5, 0.9, 0.8, 0.9, 0.89]))
     result = run(tiny_recipe(tmp_path), LIMITED, runs=tmp_path / "runs")
     assert result is not None
     (change,) = result.report.changes
@@ -80,7 +85,7 @@ def test_a_run_that_dies_goes_on_as_it_would_have(tmp_path: Path, monkeypatch: p
     measure_hastily(monkeypatch)
     recipe = tiny_recipe(tmp_path)
     values = [0.9, 0.5]
-    monkeypatch.setattr("hf_efficient.easing._validated", said(values))
+    monkeypatch.setattr("hf_efficient.job.Job.validated", said(values))
     with pytest.raises(IndexError):  # at its second judgement
         run(recipe, LIMITED, runs=tmp_path / "runs")
     values += [0.9, 0.9]
@@ -94,7 +99,7 @@ def test_what_loses_whatever_is_tried_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measure_hastily(monkeypatch)
-    monkeypatch.setattr("hf_efficient.easing._validated", said([0.9, 0.5] * TRIES))
+    monkeypatch.setattr("hf_efficient.job.Job.validated", said([0.9, 0.5] * TRIES))
     again = ["run", str(tiny_recipe(tmp_path)), *LIMITED, "--runs", str(tmp_path / "runs"), "--resume", "auto"]
     for _ in range(2):  # the second time nothing is trained
         assert main(again) == 2

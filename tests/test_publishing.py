@@ -24,6 +24,7 @@ from hf_efficient.publishing import repository_files
 from hf_efficient.run import run
 from tests.hub.process import ROOT, TOKEN, assert_nothing_local, client, talking, told
 from tests.hub.server import Fault, Hub
+from tests.ports import free_port
 from tests.runs import text_run
 from tests.test_run import measure_hastily, tiny_recipe
 
@@ -229,12 +230,6 @@ def test_a_hub_that_is_killed_while_it_receives(finished: Path, tmp_path: Path) 
     finally:
         again.kill()
         again.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def served(folder: Path, port: int, *options: str) -> "subprocess.Popen[bytes]":

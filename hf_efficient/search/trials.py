@@ -10,7 +10,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from hf_efficient.before_after import plain_metrics
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.files import write_json, write_text
 from hf_efficient.job import Job
@@ -114,8 +113,7 @@ class Trials:
         return Judged(figures, [path.name for path in folders.values()])
 
     def _plain(self, job: Job, model: Path, folder: Path) -> Figures:
-        said = job.judging(model, folder).predict(job.encoded["validation"], metric_key_prefix="validation")
-        figures = {**plain_metrics(said.metrics or {}, "validation"), "bytes": float(bytes_on_disk(model))}
+        figures = {**job.validated(model, folder), "bytes": float(bytes_on_disk(model))}
         if wanted := self.goals.names & SPEEDS:
             loaded = job.task.load_model(str(model))
             figures.update(

@@ -3,13 +3,13 @@
 import itertools
 import multiprocessing
 import random
-import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.faults import scenarios
+from tests.ports import free_port
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.faults.scenarios"])
@@ -82,9 +82,7 @@ class Work:
 
 def _ranks(count: int) -> list[dict[str, str]]:
     """What torchrun tells each of ``count`` processes on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     size = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     return [{**where, **size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
