@@ -161,10 +161,10 @@ def refuse_sharding(optimization: "Optimization") -> None:
     """Refuse what works on whole weights where each process has only a part of them.
 
     Raises:
-        ConfigError: under FSDP or DeepSpeed; under ZeRO-3, which shares weights out as they are loaded, also what
-            changes or copies the model before it is trained.
+        ConfigError: under FSDP or DeepSpeed, but for FSDP2 where it gathers them; under ZeRO-3, which shares weights
+            out as they are loaded, also what changes or copies the model before it is trained.
     """
-    from accelerate.state import PartialState
+    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
     from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -172,10 +172,12 @@ def refuse_sharding(optimization: "Optimization") -> None:
     before_training = optimization.order >= Order.STRUCTURE and overrides(optimization, "prepare_model")
     if not needs and before_training and is_deepspeed_zero3_enabled():
         needs = "changes or copies whole models"
-    if needs and PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    shares_out = PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if needs and shares_out and not (optimization.gathers_weights and AcceleratorState().is_fsdp2):
+        instead = "take FSDP2 (fsdp_version: 2), or " if optimization.gathers_weights else ""
         raise ConfigError(
-            f"{optimization.name} {needs}, but FSDP and DeepSpeed give each process a part of them; drop fsdp or "
-            "deepspeed, several processes share the data without"
+            f"{optimization.name} {needs}, but FSDP and DeepSpeed give each process a part of them; {instead}drop fsdp "
+            "or deepspeed, several processes share the data without"
         )
 
 
@@ -195,6 +197,9 @@ class Optimization(TrainerCallback):
     """Names of optimizations that cannot run together with this one."""
     stage_settings: ClassVar[frozenset[str]] = frozenset()
     """Settings that hold a model, or a list of them: in a recipe it may be an earlier stage's, by the stage's name."""
+
+    gathers_weights: ClassVar[bool] = False
+    """Whether `whole_weights` are brought together where processes hold a part of each as a DTensor (FSDP2)."""
 
     cheaper: ClassVar[Mapping[str, int]] = {}
     """Settings by which the finished model gets faster or smaller: -1 the less, 1 the more there is of them."""

@@ -14,6 +14,7 @@ from hf_efficient.functional.fake_quant import (
     fixed_point,
     weight_scales,
 )
+from hf_efficient.functional.sharded import own, own_part, whole
 from hf_efficient.timing import evaluating
 
 MOMENTUM = 0.99
@@ -103,14 +104,23 @@ class Rounding:
             for _, parameter in self._parameters(module):
                 if id(parameter) not in seen:
                     seen.add(id(parameter))
-                    parameter.copy_(self._rounded(module, parameter))
+                    own(parameter).copy_(own_part(self._rounded(module, whole(parameter)), parameter))
+
+    def agree(self) -> None:
+        """Make `ranges` those of all processes' batches: each saw its own. All of them have to ask for it."""
+        if self.ranges:
+            paths = sorted(self.ranges)
+            outwards = torch.tensor([-1.0, 1.0], device=self.ranges[paths[0]].device)
+            ends = torch.stack([self.ranges[path] for path in paths]) * outwards
+            torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+            self.ranges = dict(zip(paths, ends * outwards, strict=True))
 
     def _pack(self, model: nn.Module) -> None:
         groups = [[model.get_submodule(path) for path in paths] for paths in self.packed]
         self._beside = {one: [other for other in group if other is not one] for group in groups for one in group}
 
     def _rounded(self, module: nn.Module, parameter: torch.Tensor) -> torch.Tensor:
-        beside = [other.get_parameter("weight") for other in self._beside.get(module, [])]
+        beside = [whole(other.get_parameter("weight")) for other in self._beside.get(module, [])]
         return self.scheme.rounded(module, parameter, beside)
 
     def _modules(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_efficient.functional.sharded import whole
+
 ATTRIBUTE = "activation_ranges"
 """Of the config: path of a layer -> least input, greatest input, checksum of the weights that they go with."""
 
@@ -43,7 +45,7 @@ def trained_ranges(model: nn.Module) -> Iterator[Range]:
 
 
 def _weight(model: nn.Module, path: str) -> np.ndarray:
-    return model.get_parameter(f"{path}.weight").detach().float().cpu().numpy()
+    return whole(model.get_parameter(f"{path}.weight").detach()).float().cpu().numpy()
 
 
 def _checksum(weight: np.ndarray) -> int:

@@ -1,11 +1,13 @@
 """What optimizations share: arguments changed in a copy, and what they refuse where weights are shared out."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import PartialState
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
@@ -55,16 +57,23 @@ def test_what_another_class_filled_in_stays(tmp_path: Path) -> None:
 
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "several_devices.md"
-SHARED_OUT = {"fsdp": (DistributedType.FSDP, False), "zero2": (DistributedType.DEEPSPEED, False)}
-SHARED_OUT["zero3"] = (DistributedType.DEEPSPEED, True)
+SHARED_OUT = {
+    "fsdp1": (DistributedType.FSDP, 1, False),
+    "fsdp2": (DistributedType.FSDP, 2, False),
+    "zero2": (DistributedType.DEEPSPEED, 0, False),
+    "zero3": (DistributedType.DEEPSPEED, 0, True),
+}
 
 
 def refused(way: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The optimizations of the contract table that are refused where weights are shared out in this way."""
+    Accelerator(cpu=True)
     found = set()
     with monkeypatch.context() as patch:
-        patch.setitem(PartialState()._shared_state, "distributed_type", SHARED_OUT[way][0])
-        patch.setattr("transformers.integrations.is_deepspeed_zero3_enabled", lambda: SHARED_OUT[way][1])
+        kind, version, is_zero3 = SHARED_OUT[way]
+        patch.setitem(PartialState()._shared_state, "distributed_type", kind)
+        patch.setattr(AcceleratorState, "is_fsdp2", property(lambda self: version == 2))
+        patch.setattr("transformers.integrations.is_deepspeed_zero3_enabled", lambda: is_zero3)
         for name, row in ROWS.items():
             (one,) = build_optimizations({name: row.settings})
             try:
@@ -72,20 +81,23 @@ def refused(way: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
             except ConfigError as error:
                 assert f"{name} " in str(error)  # noqa: PT017
                 assert "drop fsdp or deepspeed" in str(error)  # noqa: PT017
+                assert ("take FSDP2" in str(error)) == (name in ("pruning", "quantization"))  # noqa: PT017
                 found.add(name)
     return found
 
 
 def test_the_guide_says_what_goes_with_shared_out_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line for line in GUIDE.read_text(encoding="utf-8").splitlines() if line[:3] in ("| r", "| n")]
-    always, also_zero3, never = (set(line.split("|")[2].replace("`", "").replace(" ", "").split(",")) for line in lines)
-    assert refused("fsdp", monkeypatch) == refused("zero2", monkeypatch) == always
-    assert refused("zero3", monkeypatch) == always | also_zero3
-    assert never == set(ROWS) - always - also_zero3
+    always, fsdp2, zero3, never = (set(re.findall("`(.+?)`", line.split("|")[2])) for line in lines)
+    assert refused("fsdp2", monkeypatch) == always
+    assert refused("fsdp1", monkeypatch) == refused("zero2", monkeypatch) == always | fsdp2
+    assert refused("zero3", monkeypatch) == always | fsdp2 | zero3
+    assert never == set(ROWS) - always - fsdp2 - zero3
 
 
 def test_a_plan_refuses_before_it_prepares_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(tmp_path, optimizations={"quantization": {}})
     monkeypatch.setitem(PartialState()._shared_state, "distributed_type", DistributedType.FSDP)
+    monkeypatch.setattr(AcceleratorState, "is_fsdp2", False)
     with pytest.raises(ConfigError, match="quantization rounds whole weights, but FSDP"):
         Plan(made.optimizations).prepare_model(made.model, made.context())

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from hf_efficient.functional.sharded import joined, own, own_part
+
 
 def cubic_ramp(step: int, first: int, last: int) -> float:
     """Share of the final zeros, from 0 at step ``first`` to 1 at ``last``: most of them early, while much is redundant
@@ -47,12 +49,16 @@ class MaskedWeight:
     The model computes with the zeros themselves, so the gradient of a zero is that of the masked weight: just what the
     straight-through estimate of Sanh et al. 2020 (arXiv 2005.07683) multiplies with the weight that the zero hides.
 
+    Where processes hold a part of the weight each, they hold the same part of what is kept here. Then `scores`, `mask`
+    and `state`, which are about the whole, have to be called on all of them.
+
     Args:
         saved: what `state` gave.
         moves: whether to keep `movement` and `travel`.
 
     Attributes:
         weight: shape (out, in), as all here.
+        zeros: how many there are in the whole.
         zero: where it is zero.
         hidden: where it is zero, what it was when it became so; 0 elsewhere.
         movement: sum over steps of ``-weight * gradient``, in fp32: positive for weights that move away from zero.
@@ -61,17 +67,18 @@ class MaskedWeight:
 
     def __init__(self, weight: torch.Tensor, saved: Mapping[str, torch.Tensor] | None = None, moves: bool = False):
         def tensor(name: str, dtype: torch.dtype) -> torch.Tensor:
-            blank = torch.zeros_like(weight, dtype=dtype, requires_grad=False)
-            return blank.copy_(saved[name]) if saved and name in saved else blank
+            blank = torch.zeros_like(own(weight), dtype=dtype, requires_grad=False)
+            return blank.copy_(own_part(saved[name], weight)) if saved and name in saved else blank
 
         self.weight = weight
+        self.zeros = int(saved["zero"].sum()) if saved else 0
         self.zero = tensor("zero", torch.bool)
         self.hidden = tensor("hidden", weight.dtype)
         self.movement, self.travel = (tensor(name, torch.float32) if moves else None for name in ("movement", "travel"))
 
     @property
     def dense(self) -> torch.Tensor:
-        return self.weight.detach() + self.hidden
+        return own(self.weight).detach() + self.hidden
 
     @property
     def scores(self) -> torch.Tensor:
@@ -82,15 +89,15 @@ class MaskedWeight:
         until more have been added up, and great weights have the most of that.
         """
         size = self.dense.float().abs()
-        if self.movement is None or self.travel is None:
-            return size
-        return size * (1 + self.movement / self.travel.clamp_min(torch.finfo(torch.float32).tiny))
+        if self.movement is not None and self.travel is not None:
+            size = size * (1 + self.movement / self.travel.clamp_min(torch.finfo(torch.float32).tiny))
+        return joined(size, self.weight)
 
     def take_gradient(self, moving: bool = True) -> None:
         """Before an optimizer step: note the movement, and let the optimizer see no gradient of zeros."""
-        gradient = self.weight.grad
-        if gradient is None:
+        if self.weight.grad is None:
             return
+        gradient = own(self.weight.grad)
         if self.movement is not None and self.travel is not None and moving:
             # 16-bit gradients overflow now and then, and the optimizer skips the step
             step = torch.nan_to_num(self.dense.float() * gradient.float(), 0.0, 0.0, 0.0)
@@ -101,15 +108,16 @@ class MaskedWeight:
     @torch.no_grad()
     def enforce(self) -> None:
         """Make zero again what momentum and the like moved."""
-        self.weight.masked_fill_(self.zero, 0)
+        own(self.weight).masked_fill_(self.zero, 0)
 
     @torch.no_grad()
     def mask(self, zero: torch.Tensor) -> None:
         """From now on be zero there; what is not zero any more is what it was."""
-        dense = self.dense
-        self.zero, self.hidden = zero, dense.masked_fill(~zero, 0)
-        self.weight.copy_(dense.masked_fill(zero, 0))
+        self.zeros, dense = int(zero.sum()), self.dense
+        self.zero = own_part(zero, self.weight)
+        self.hidden = dense.masked_fill(~self.zero, 0)
+        own(self.weight).copy_(dense.masked_fill(self.zero, 0))
 
     def state(self) -> dict[str, torch.Tensor]:
         names = ("zero", "hidden") if self.movement is None else ("zero", "hidden", "movement", "travel")
-        return {name: getattr(self, name) for name in names}
+        return {name: joined(getattr(self, name), self.weight) for name in names}

@@ -57,6 +57,7 @@ class Pruning(Optimization):
 
     name = "pruning"
     order = Order.STRUCTURE
+    gathers_weights = True
 
     def __post_init__(self) -> None:
         self._group = _group(self.pattern)
@@ -182,8 +183,8 @@ class Pruning(Optimization):
         return model
 
     def _found(self, model: nn.Module) -> dict[str, Any]:
-        zeros = {path: int(masked.zero.sum()) for path, masked in self._masked.items()}
-        sizes = {path: masked.zero.numel() for path, masked in self._masked.items()}
+        zeros = {path: masked.zeros for path, masked in self._masked.items()}
+        sizes = {path: masked.weight.numel() for path, masked in self._masked.items()}
         shares = {path: round(zeros[path] / sizes[path], 4) for path in zeros}
         ends = {"least": min(shares, key=shares.__getitem__), "greatest": max(shares, key=shares.__getitem__)}
         return {

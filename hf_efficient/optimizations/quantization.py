@@ -64,6 +64,7 @@ class Quantization(Optimization):
 
     name = "quantization"
     order = Order.QUANTIZATION
+    gathers_weights = True
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -111,6 +112,8 @@ class Quantization(Optimization):
         self._begin(state, kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            self._rounding.agree()
         self._begin(state, kwargs["model"])
 
     def _begin(self, state: Any, model: "nn.Module") -> None:
