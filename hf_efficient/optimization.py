@@ -157,12 +157,13 @@ def refuse_adapters(model: Any, cannot: str) -> None:
         raise ConfigError(f"{cannot} PEFT adapters; merge them first (model = model.merge_and_unload())")
 
 
-def refuse_sharding(optimization: "Optimization") -> None:
+def refuse_sharding(optimization: "Optimization", model: Any) -> None:
     """Refuse what works on whole weights where each process has only a part of them.
 
     Raises:
         ConfigError: under FSDP or DeepSpeed, but for FSDP2 where it gathers them; under ZeRO-3, which shares weights
-            out as they are loaded, also what changes or copies the model before it is trained.
+            out as they are loaded, and for a tensor-parallel model, also what changes or copies the model before it
+            is trained.
     """
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -170,8 +171,14 @@ def refuse_sharding(optimization: "Optimization") -> None:
 
     needs = optimization.whole_weights()
     before_training = optimization.order >= Order.STRUCTURE and overrides(optimization, "prepare_model")
-    if not needs and before_training and is_deepspeed_zero3_enabled():
+    splits = getattr(model, "tp_size", None) or 1
+    if not needs and before_training and (splits > 1 or is_deepspeed_zero3_enabled()):
         needs = "changes or copies whole models"
+    if needs and splits > 1:
+        raise ConfigError(
+            f"{optimization.name} {needs}, but this model is tensor-parallel (tp_size={splits}): each process has a "
+            "part of each matrix; load it without tp_plan, several processes share the data without"
+        )
     shares_out = PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if needs and shares_out and not (optimization.gathers_weights and AcceleratorState().is_fsdp2):
         instead = "take FSDP2 (fsdp_version: 2), or " if optimization.gathers_weights else ""

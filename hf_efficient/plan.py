@@ -131,7 +131,7 @@ class Plan:
         if any(optimization.needs_original() for optimization in self):
             context.original = copy.deepcopy(model).eval()
         for optimization in self:
-            refuse_sharding(optimization)
+            refuse_sharding(optimization, model)
         for optimization in self:
             model = optimization.prepare_model(model, context)
             if overrides(optimization, "map_batch"):

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def refused(way: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
         for name, row in ROWS.items():
             (one,) = build_optimizations({name: row.settings})
             try:
-                refuse_sharding(one)
+                refuse_sharding(one, None)
             except ConfigError as error:
                 assert f"{name} " in str(error)  # noqa: PT017
                 assert "drop fsdp or deepspeed" in str(error)  # noqa: PT017
@@ -93,6 +94,14 @@ def test_the_guide_says_what_goes_with_shared_out_weights(monkeypatch: pytest.Mo
     assert refused("fsdp1", monkeypatch) == refused("zero2", monkeypatch) == always | fsdp2
     assert refused("zero3", monkeypatch) == always | fsdp2 | zero3
     assert never == set(ROWS) - always - fsdp2 - zero3
+
+
+def test_parts_of_matrices_are_refused_like_zero3() -> None:
+    model = SimpleNamespace(tp_size=2)
+    (cut, batches) = build_optimizations({"structured_pruning": {"keep_layers": 2}, "length_batching": {}})
+    with pytest.raises(ConfigError, match=r"structured_pruning changes .* tensor-parallel \(tp_size=2\).* tp_plan"):
+        refuse_sharding(cut, model)
+    refuse_sharding(batches, model)
 
 
 def test_a_plan_refuses_before_it_prepares_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
