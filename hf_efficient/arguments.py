@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from hf_efficient.communication import Communication
 from hf_efficient.errors import ConfigError
 from hf_efficient.plan import build_optimizations
+from hf_efficient.settings import parse
 
 
 @dataclass
@@ -68,14 +70,24 @@ class EfficientFields:
         },
     )
 
+    communication: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "What processes send each other, e.g. {'gradients': 'bf16'} or {'local_steps': 8} (a JSON string "
+            "on the command line); None: all gradients of every step."
+        },
+    )
+
     # Parsed from a JSON string by TrainingArguments
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "optimizations"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "optimizations", "communication"]
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]  # of the TrainingArguments class it is mixed into
         if isinstance(self.optimizations, str):
             raise ConfigError(f"optimizations must be a mapping or its JSON text, got {self.optimizations!r}")
         build_optimizations(self.optimizations)  # a typing error shows here, before any model is loaded
+        if self.communication is not None:
+            parse(Communication, self.communication, "communication")  # type: ignore[arg-type]
         if self.dense_epochs < 0:
             raise ConfigError(f"dense_epochs must not be negative, got {self.dense_epochs}")
         if self.measure_seconds < 0:

@@ -162,8 +162,8 @@ def refuse_sharding(optimization: "Optimization", model: Any) -> None:
 
     Raises:
         ConfigError: under FSDP or DeepSpeed, but for FSDP2 where it gathers them; under ZeRO-3, which shares weights
-            out as they are loaded, and for a tensor-parallel model, also what changes or copies the model before it
-            is trained.
+            out as they are loaded, and for a model that transformers loaded in parts, also what changes or copies
+            the model before it is trained.
     """
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -171,13 +171,13 @@ def refuse_sharding(optimization: "Optimization", model: Any) -> None:
 
     needs = optimization.whole_weights()
     before_training = optimization.order >= Order.STRUCTURE and overrides(optimization, "prepare_model")
-    splits = getattr(model, "tp_size", None) or 1
-    if not needs and before_training and (splits > 1 or is_deepspeed_zero3_enabled()):
+    loaded_in_parts = getattr(model, "is_distributed_loading_by_transformers", False)
+    if not needs and before_training and (loaded_in_parts or is_deepspeed_zero3_enabled()):
         needs = "changes or copies whole models"
-    if needs and splits > 1:
+    if needs and loaded_in_parts:
         raise ConfigError(
-            f"{optimization.name} {needs}, but this model is tensor-parallel (tp_size={splits}): each process has a "
-            "part of each matrix; load it without tp_plan, several processes share the data without"
+            f"{optimization.name} {needs}, but this model was loaded in parts, one on each process; load it without "
+            "tp_plan and distributed_config, several processes share the data without"
         )
     shares_out = PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if needs and shares_out and not (optimization.gathers_weights and AcceleratorState().is_fsdp2):

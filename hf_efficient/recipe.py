@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from hf_efficient.app import parse_app
 from hf_efficient.arguments import EfficientTrainingArguments
 from hf_efficient.candidates import check_choice
+from hf_efficient.communication import Communication
 from hf_efficient.errors import ConfigError, unknown
 from hf_efficient.plan import build_optimizations, optimization_class
 from hf_efficient.search_settings import SearchSettings
@@ -170,6 +171,8 @@ def training_values(
         except ValidationError as error:
             expected = error.errors()[0]["msg"]
             raise ConfigError(f"{where}.{key}: {expected[0].lower()}{expected[1:]}, got {value!r}") from None
+    if coerced.get("communication") is not None:
+        parse(Communication, coerced["communication"], f"{where}.communication")
     return coerced
 
 

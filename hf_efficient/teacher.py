@@ -14,6 +14,7 @@ import torch
 import transformers
 from transformers.utils import find_labels
 
+from hf_efficient.blocks import layer_stacks, layers_of
 from hf_efficient.capture import Capture, Place
 from hf_efficient.errors import ConfigError
 from hf_efficient.example_cache import ExampleCache, Row
@@ -50,12 +51,15 @@ class Teacher:
     Attributes:
         ids: the teacher's token id for each of the student's, shape (student tokens,); None where they are the same.
         classes: the teacher's output for each of the student's, shape (outputs,); None where they are the same.
+        shared_out: whether each process has a part of the weights, so that all have to ask at the same time.
     """
 
     name: str
     model: "PreTrainedModel"
     ids: torch.Tensor | None = None
     classes: torch.Tensor | None = None
+    shared_out = False
+    _fingerprint = ""
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False).float()
@@ -63,11 +67,12 @@ class Teacher:
         self._labels = {"labels", *find_labels(type(self.model))}
 
     @classmethod
-    def of(cls, name: str, student: Any, context: Context) -> "Teacher":
+    def of(cls, name: str, student: Any, context: Context, shared_out: bool = False) -> "Teacher":
         """The teacher ``name`` for ``student``.
 
         Args:
             name: `SELF`, a folder or a Hub id.
+            shared_out: leave each process a part of it only; its device never holds more than that and a layer.
 
         Raises:
             ConfigError: no such model, one with another kind of head or other labels, or another tokenizer.
@@ -82,7 +87,24 @@ class Teacher:
         device = next(student.parameters()).device
         classes = _class_map(name, model, student, ids)
         maps = [None if given is None else torch.tensor(given, device=device) for given in (ids, classes)]
-        return cls(name, model.to(device), *maps)
+        if not shared_out:
+            return cls(name, model.to(device), *maps)
+        made = cls(name, model.cpu(), *maps)
+        made._share_out(device)
+        return made
+
+    def _share_out(self, device: torch.device) -> None:
+        from torch.distributed import get_world_size
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        self._fingerprint = self.fingerprint()
+        mesh = init_device_mesh(device.type, (get_world_size(),))
+        for stack in layer_stacks(self.model):
+            for layer in layers_of(self.model, stack):
+                fully_shard(layer, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        self.shared_out = True
 
     def wants_labels(self, batch: Mapping[str, Any]) -> bool:
         """Whether the decoder's inputs have to be made from labels."""
@@ -118,6 +140,8 @@ class Teacher:
 
     def fingerprint(self) -> str:
         """Hexadecimal digest of weights and of what the config says about computing."""
+        if self._fingerprint:
+            return self._fingerprint
         digest = hashlib.sha256(type(self.model).__name__.encode())
         config = self.model.config.to_dict()
         computing = {key: config[key] for key in config if key not in _NOT_COMPUTING and not key.startswith("_")}

@@ -2,8 +2,9 @@
 
 The mixin changes these seams of Trainer and nothing else: `__init__` (optimizations see the arguments before Accelerate
 does), `train` (phases), `add_callback`, samplers, loss and steps (`hf_efficient.batches`, `hf_efficient.splitting`),
-the two ends of a checkpoint (`hf_efficient.saving`), `create_optimizer` and `create_scheduler`,
-`hyperparameter_search`, and what goes to the Hub. Hooks that no optimization overrides are never called.
+what processes send each other (`hf_efficient.communication`), the two ends of a checkpoint (`hf_efficient.saving`),
+`create_optimizer` and `create_scheduler`, `hyperparameter_search`, and what goes to the Hub. Hooks that no optimization
+overrides are never called.
 """
 
 import functools
@@ -23,6 +24,7 @@ from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput, ha
 
 from hf_efficient.batches import BatchMixin
 from hf_efficient.collation import processor_of
+from hf_efficient.communication import CommunicationMixin
 from hf_efficient.configure import configure
 from hf_efficient.errors import ConfigError
 from hf_efficient.functional.batching import by_length
@@ -49,7 +51,7 @@ TIMED_EXAMPLES = 128
 """Training examples on which optimizations time a model."""
 
 
-class EfficientMixin(SavingMixin, SplittingMixin, BatchMixin, _Base):
+class EfficientMixin(SavingMixin, CommunicationMixin, SplittingMixin, BatchMixin, _Base):
     """What makes a Trainer class efficient; `efficient(TrainerClass)` puts it in front of any of them."""
 
     report: "Report | None" = None
@@ -76,6 +78,7 @@ class EfficientMixin(SavingMixin, SplittingMixin, BatchMixin, _Base):
                 "fsdp is asked for, but Accelerate shards on accelerators alone and would, without a word, train a "
                 "whole copy on each process here; drop fsdp"
             )
+        self.set_up_communication(self.optimizations)
         if getattr(self.args, "split_on_out_of_memory", False) and self.args.world_size > 1:
             raise ConfigError(
                 f"split_on_out_of_memory works on one process, but here are {self.args.world_size}, which would take "

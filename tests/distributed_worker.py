@@ -1,5 +1,6 @@
 """Trainings that `tests/test_distributed.py` runs on several processes and, for comparison, on one."""
 
+import functools
 import gc
 import os
 import sys
@@ -20,6 +21,7 @@ IMAGES_TOO = {"data_pruning", "distillation", "structured_pruning"}
 """Where what processes exchange depends on the kind of model: batches without lengths, other teachers, other shapes."""
 TUNED = "autotuned"
 """One process may choose otherwise than two."""
+SHARDED = "distillation-shard_teacher"
 REPORTED = ("precision", "text")
 """With a report, which evaluates before the training, and so must not matter to it; it takes seconds."""
 
@@ -77,15 +79,17 @@ def cases(processes: int, like: int = 2) -> dict[str, Any]:
         kinds = ("text", "vision") if name in IMAGES_TOO or "text" in row.idle_on else ("text",)
         for kind in (kind for kind in kinds if kind not in row.idle_on):
 
-            def on(folder: Path, name: str = name, kind: str = kind, row: Any = row) -> Any:
+            def on(folder: Path, name: str = name, kind: str = kind, row: Any = row, **settings: Any) -> Any:
                 more = accumulated(like) if row.accumulates and processes == 1 else {}
                 changes = {**row.arguments, **batches, **row.distributed, **more}
                 seconds = 0.01 if (name, kind) == REPORTED else 0
-                options = {"optimizations": {name: row.settings}, "measure_seconds": seconds, **changes}
+                listed = {name: {**row.settings, **settings}}
+                options = {"optimizations": listed, "measure_seconds": seconds, **changes}
                 given = without_dropout(kind)
                 return build(EfficientTrainer, EfficientTrainingArguments, folder, kind, given, **options)
 
             found[f"{name}-{kind}"] = on
+    found[SHARDED] = functools.partial(found["distillation-text"], cache=False, shard_teacher=processes > 1)
     return found
 
 

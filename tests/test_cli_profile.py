@@ -41,3 +41,36 @@ def test_a_folder_with_something_else_stays(folder: Path, capsys: pytest.Capture
     compressing = ["compress", "run/final", *DATA, "--target-speedup", "2", "--to", "run/final"]
     assert main(compressing) == 2
     assert (folder / "run" / "final" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--devices", "0", "data.max_length=16"], "devices must be from 1 to 1,024, got 0"),
+        (["--link-gbit", "10", "--link-us", "5"], "add --devices"),
+        (["--devices", "8", "--link-us", "5"], "--link-us alone is half a link"),
+        (["--devices", "8", "--link-us", "5", "--link-gbit", "0"], "--link-gbit > 0"),
+    ],
+)
+def test_devices_that_cannot_be_are_refused_at_once(
+    more: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "run/final", "data.test=test.csv", *more]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_predicts_a_training_on_more_devices(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_efficient.profiling.scaling.CHECKED", (2,))  # four processes take long
+    command = ["profile", "run/final", "data.test=test.csv", "data.max_length=16", "--batch-size", "4"]
+    assert main([*command, "--devices", "64", "--link-gbit", "25", "--link-us", "20"]) == 0
+    printed = capsys.readouterr().out
+    assert "A training step on more devices" in printed
+    assert "over links of 25.0 Gbit/s and 20.0 us" in printed
+    made = folder / "run" / "profile"
+    assert (made / "scaling.png").is_file()
+    told = json.loads((made / "profile.json").read_text())["scaling"]
+    assert list(told["steps"]) == ["1", "2", "4", "8", "16", "32", "64"]
+    assert told["steps"]["64"]["ddp"] > 0

@@ -24,7 +24,7 @@ LAYERS = [
     {"optimization", "proposal", "timing", "calibration", "capture", "rounding"},
     {"teacher", "cutting", "sensitivity", "prefix", "passes"},
     {"measure", "accounting"},
-    {"plan", "report", "picture", "wording", "quantizers", "trial", "shared_trial"},
+    {"plan", "report", "picture", "wording", "quantizers", "trial", "shared_trial", "communication"},
     {
         "arguments",
         "autotune",

@@ -97,9 +97,9 @@ def test_the_guide_says_what_goes_with_shared_out_weights(monkeypatch: pytest.Mo
 
 
 def test_parts_of_matrices_are_refused_like_zero3() -> None:
-    model = SimpleNamespace(tp_size=2)
+    model = SimpleNamespace(is_distributed_loading_by_transformers=True)
     (cut, batches) = build_optimizations({"structured_pruning": {"keep_layers": 2}, "length_batching": {}})
-    with pytest.raises(ConfigError, match=r"structured_pruning changes .* tensor-parallel \(tp_size=2\).* tp_plan"):
+    with pytest.raises(ConfigError, match=r"structured_pruning changes .* loaded in parts.* without tp_plan"):
         refuse_sharding(cut, model)
     refuse_sharding(batches, model)
 

@@ -54,6 +54,7 @@ def test_every_training_argument_can_be_set() -> None:
     [
         (["stages.finetune.training.lerning_rate=1"], r"stages\.finetune\.training: .*did you mean 'learning_rate'"),
         (["stages.finetune.trainin.learning_rate=1"], r"stages\.finetune: .*did you mean 'training'"),
+        (["stages.finetune.training.communication={gradient: bf16}"], r"communication: .*did you mean 'gradients'"),
         (["stges={}"], "did you mean 'stages'"),
         ([f"{LR}=fast"], r"learning_rate: input should be a valid number.*'fast'"),
         (["seed=often"], "seed: input should be a valid integer"),

@@ -21,6 +21,7 @@ from hf_efficient import (
     efficient,
 )
 from hf_efficient.batches import BatchMixin
+from hf_efficient.communication import CommunicationMixin
 from hf_efficient.optimization import EFFICIENT_METHODS
 from hf_efficient.saving import SavingMixin
 from hf_efficient.splitting import SplittingMixin
@@ -254,6 +255,7 @@ class TestStockTrainer:
             "needs_original",
             "stage_settings",
             "whole_weights",
+            "gathers_weights",
         }
         passive = {"check", "reset", "state_dict", "load_state_dict", *told}
         assert set(EFFICIENT_METHODS) == own - passive
@@ -265,8 +267,8 @@ class TestEfficient:
             """My trainer."""
 
         cls = efficient(Mine)
-        assert (cls.__mro__[1], cls.__mro__[5]) == (EfficientMixin, Mine)
-        assert set(cls.__mro__[2:5]) == {SavingMixin, SplittingMixin, BatchMixin}
+        assert (cls.__mro__[1], cls.__mro__[6]) == (EfficientMixin, Mine)
+        assert set(cls.__mro__[2:6]) == {SavingMixin, CommunicationMixin, SplittingMixin, BatchMixin}
         assert cls.__name__ == "EfficientMine"
         assert efficient(Mine) is cls
         assert efficient(cls) is cls

@@ -17,7 +17,7 @@ def own_part(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     shared: Any = distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
-    return shared.to_local().clone()  # else it would keep all of them alive
+    return shared.to_local().clone().to(own(like).device)  # else it would keep all of them alive
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ def joined(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     shared = DTensor.from_local(
         sent, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
-    return shared.full_tensor().view(part.dtype)
+    return shared.full_tensor().view(part.dtype).to(part.device)
 
 
 def _is_shared_out(tensor: Any) -> bool:

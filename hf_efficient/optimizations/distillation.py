@@ -67,6 +67,9 @@ class Distillation(Optimization):
     """Where to keep what the teacher says: a folder, or true for one in the output folder; false: nowhere."""
     cache_gb: float = 4.0
     """Size of the cache, in GB of 1e9 bytes, at which it takes no more."""
+    shard_teacher: bool = False
+    """Each of several processes holds a part of the teacher, layers come together while they compute; for a teacher
+    that does not fit. With cache: false, since all processes ask at the same time."""
 
     name = "distillation"
     order = Order.LOSS
@@ -84,6 +87,10 @@ class Distillation(Optimization):
                 raise ConfigError(f"{setting} must not be negative, got {getattr(self, setting):g}")
         if self.cache == "" or self.cache_gb <= 0:
             raise ConfigError("cache must be true, false or a folder, and cache_gb greater than 0")
+        if self.shard_teacher and self.cache:
+            raise ConfigError(
+                "shard_teacher needs cache: false: with a cache some processes would ask the teacher while others wait"
+            )
         pairs = [] if self.layers == "auto" else self.layers
         if self.layers != "auto" and (not pairs or any(len(pair) != 2 or min(pair) < 0 for pair in pairs)):
             raise ConfigError(f"layers must be auto or pairs [student layer, teacher layer] from 0, got {self.layers}")
@@ -125,7 +132,10 @@ class Distillation(Optimization):
             warnings.warn("distillation with alpha, hidden and attention at 0 learns nothing", NoEffectWarning, 2)
             return model
         self.check(Context(args=context.args, model=model))
-        teachers = [Teacher.of(name, model, context) for name in self._names]
+        shares = self.shard_teacher and context.args.world_size > 1
+        if self.shard_teacher and not shares:
+            warnings.warn("distillation.shard_teacher: one process holds all of the teacher", NoEffectWarning, 2)
+        teachers = [Teacher.of(name, model, context, shares) for name in self._names]
         fingerprints = self._agreed(teachers, context)
         self._pairs = self._paired(model, teachers[0])
         theirs = [pair[1] for pair in self._pairs] if self.hidden else []
@@ -144,14 +154,16 @@ class Distillation(Optimization):
             ConfigError: a teacher that is not trained, or another one than before the restart.
         """
 
-        def judge() -> dict[str, str]:
-            batches = context.calibration(CALIBRATION_BATCHES)
-            for teacher in teachers:
+        def judge(asked: list[Teacher]) -> dict[str, str]:
+            batches = context.calibration(CALIBRATION_BATCHES) if asked else ()
+            for teacher in asked:
                 labelled = [teacher.labelled(batch) for batch in batches]
                 require_trained(f"distillation from '{teacher.name}'", teacher.model, labelled)
             return {teacher.name: teacher.fingerprint() for teacher in teachers}
 
-        agreed = context.decide(self.name, judge)
+        if shared := [teacher for teacher in teachers if teacher.shared_out]:
+            judge(shared)  # by all processes
+        agreed = context.decide(self.name, lambda: judge([one for one in teachers if not one.shared_out]))
         for teacher in teachers:
             if agreed.get(teacher.name) == teacher.fingerprint():
                 continue

@@ -1,10 +1,12 @@
-"""The picture of a profile: where time and bytes go, and what each technique can give."""
+"""Pictures of a profile: where time and bytes go, what each technique can give, and what more devices can."""
 
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from hf_efficient.picture import AFTER_COLOUR, MUTED_COLOUR, blank, lying, stacked
+from hf_efficient.picture import AFTER_COLOUR, BEFORE_COLOUR, EXPORTED_COLOUR, MUTED_COLOUR, blank, lying, stacked
+from hf_efficient.profiling.scaling import Scaling
+from hf_efficient.profiling.steps import DDP, FSDP
 
 
 def profile_figure(
@@ -26,4 +28,24 @@ def profile_figure(
     right.margins(x=0.15)
     right.set_title(unit, fontsize=11, color=MUTED_COLOUR)
     lying(right)
+    return figure
+
+
+def scaling_figure(scaling: Scaling) -> Figure:
+    """Examples a second over those of one device, by number of devices."""
+    figure = blank(7.0, 4.4, "A training on more devices")
+    axes = figure.subplots()
+    devices = list(scaling.steps)
+    axes.plot(devices, devices, color=BEFORE_COLOUR, linestyle="--", label="ideal")
+    for way, colour, marker in ((DDP, AFTER_COLOUR, "o"), (FSDP, EXPORTED_COLOUR, "s")):
+        times = [each * scaling.efficiency(way, each) for each in devices]
+        axes.plot(devices, times, color=colour, marker=marker, markersize=4, label=way.upper())
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xlabel("devices", color=MUTED_COLOUR)
+    axes.set_ylabel("times the examples a second of one", color=MUTED_COLOUR)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     return figure

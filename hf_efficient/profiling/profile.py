@@ -17,7 +17,8 @@ from hf_efficient.machine import machine
 from hf_efficient.picture import draw, inline
 from hf_efficient.profiling.bounds import Bound, bounds
 from hf_efficient.profiling.parts import PARTS, bytes_of_parts, time_parts
-from hf_efficient.profiling.picture import profile_figure
+from hf_efficient.profiling.picture import profile_figure, scaling_figure
+from hf_efficient.profiling.scaling import Scaling
 from hf_efficient.timing import evaluating
 from hf_efficient.wording import escaped, file_size, number
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import PreTrainedModel
 
-PROFILE = "profile.json"
+PROFILE, SCALING_PICTURE = "profile.json", "scaling.png"
 
 _EXPLAINED = (
     "attention: a layer up to its feed-forward network; head: after the last layer; overhead: what a call costs "
@@ -43,6 +44,7 @@ class Profile:
         bytes: part -> bytes of parameters; overhead has none.
         examples: that were timed.
         machine: see `hf_efficient.machine.machine`.
+        scaling: of a training over more devices, where it was asked for.
     """
 
     milliseconds: dict[int, dict[str, float]]
@@ -50,9 +52,20 @@ class Profile:
     bounds: list[Bound]
     examples: int
     machine: dict[str, Any]
+    scaling: Scaling | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "scaling": self.scaling.to_dict() if self.scaling else None}
+
+    def _tables(self) -> dict[str, tuple[list[str], list[list[str]]]]:
+        tables = {
+            "Where time and bytes go": self._parts(),
+            "What each technique can give at most": self._bounds(),
+        }
+        return tables | ({"A training step on more devices": self.scaling.table()} if self.scaling else {})
+
+    def _explained(self) -> list[str]:
+        return [*_EXPLAINED, *(self.scaling.explained() if self.scaling else ())]
 
     def _parts(self) -> tuple[list[str], list[list[str]]]:
         heading = ["Part", *(f"ms, batch {size}" for size in self.milliseconds), "Bytes"]
@@ -77,38 +90,43 @@ class Profile:
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), record=True, width=140, color_system=None, legacy_windows=False)
-        for title, (heading, rows) in {
-            "Where time and bytes go": self._parts(),
-            "What each technique can give at most": self._bounds(),
-        }.items():
+        for title, (heading, rows) in self._tables().items():
             table = Table(title=title, title_justify="left", box=box.ASCII2)
             for index, name in enumerate(heading):
                 table.add_column(name, justify="left" if index == 0 or name in ("How", "Note") else "right")
             for row in rows:
                 table.add_row(*map(Text, row))
             console.print(table)
-        for line in _EXPLAINED:
+        for line in self._explained():
             console.print(Text(line))
         return "\n".join(line.rstrip() for line in console.export_text(styles=False).splitlines())
 
-    def to_markdown(self, image: str = "profile.png") -> str:
+    def to_markdown(self, image: str = "profile.png", scaling_image: str = SCALING_PICTURE) -> str:
         lines = ["# Profile", "", f"![Where time and bytes go, as in the tables below]({image})"]
-        for heading, rows in (self._parts(), self._bounds()):
+        for heading, rows in self._tables().values():
             lines += ["", "| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
             lines += ["| " + " | ".join(escaped(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
         told = ", ".join(f"{name} {value}" for name, value in self.machine.items())
-        return "\n".join([*lines, "", *_EXPLAINED, "", escaped(f"Machine: {told}. {self.examples} examples."), ""])
+        if self.scaling:
+            lines += ["", f"![Examples a second on more devices, as in the last table]({scaling_image})"]
+        return "\n".join(
+            [*lines, "", *self._explained(), "", escaped(f"Machine: {told}. {self.examples} examples."), ""]
+        )
 
     def save(self, folder: str | Path) -> None:
-        """Write ``profile.json``, ``profile.md`` and ``profile.png``, all or none."""
+        """Write ``profile.json``, ``profile.md`` and ``profile.png``, with `scaling` ``scaling.png``; all or none."""
         with atomic_folder(folder) as path:
             write_json(path / PROFILE, self.to_dict())
             write_text(path / "profile.md", self.to_markdown())
             draw(self._figure(), path / "profile.png")
+            if self.scaling:
+                draw(scaling_figure(self.scaling), path / SCALING_PICTURE)
 
     def _repr_markdown_(self) -> str:
         """What a notebook shows."""
-        return self.to_markdown(inline(self._figure()))
+        return self.to_markdown(
+            inline(self._figure()), inline(scaling_figure(self.scaling)) if self.scaling else SCALING_PICTURE
+        )
 
     def _figure(self) -> "Figure":
         shares = {f"time, batch {size}": _shares(column) for size, column in self.milliseconds.items()}

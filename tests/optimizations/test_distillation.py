@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from transformers import AlbertConfig, AlbertForSequenceClassification, BertForSequenceClassification
 
-from hf_efficient import ConfigError, Distillation, EfficientTrainer, EfficientTrainingArguments
+from hf_efficient import ConfigError, Distillation, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning
 from hf_efficient.plan import build_optimizations
 from hf_efficient.teacher import Teachers
 from tests.test_contract import StopMain
@@ -244,12 +244,21 @@ def test_resuming_with_another_model_is_refused(tmp_path: Path) -> None:
         ({"layers": [[0, -1]]}, "pairs"),
         ({"cache": ""}, "cache must be"),
         ({"cache_gb": 0}, "cache_gb"),
+        ({"shard_teacher": True}, "needs cache: false"),
         ({"techer": "self"}, "did you mean 'teacher'"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_optimizations({"distillation": settings})
+
+
+def test_one_process_holds_all_of_the_teacher(tmp_path: Path) -> None:
+    one, other = (trainer(tmp_path / str(shared), cache=False, shard_teacher=shared) for shared in (True, False))
+    with pytest.warns(NoEffectWarning, match="one process holds all"):
+        train(one)
+    train(other)
+    assert_same_tensors(weights(one), weights(other))
 
 
 def test_a_folder_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
