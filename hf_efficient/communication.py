@@ -110,9 +110,8 @@ class Communication:
                 "orthogonalization_epsilon": 1e-8,  # without, a gradient of zeros becomes NaN
             }
         hook = DDPCommunicationHookType("no" if self.gradients == EXACT else self.gradients)
-        made = (
-            _InTurn if self.gradients == POWER_SGD and not torch.cuda.is_available() else DistributedDataParallelKwargs
-        )
+        in_turn = self.gradients == POWER_SGD and not torch.cuda.is_available()
+        made = _InTurn if in_turn else DistributedDataParallelKwargs
         return made(**kept, comm_hook=hook, comm_state_option=option)
 
 
@@ -124,7 +123,7 @@ class _Silent(DistributedDataParallelKwargs):
 
 
 class _InTurn(DistributedDataParallelKwargs):
-    """PowerSGD bucket by bucket: it sends from threads of its own, which on gloo meet in another order on each process."""
+    """PowerSGD, one bucket after the other: it sends from several threads, in no order that gloo's processes share."""
 
     def register_comm_hook(self, model: Any) -> None:
         from torch.distributed import GradBucket

@@ -46,7 +46,7 @@ def test_a_folder_with_something_else_stays(folder: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--devices", "0", "data.max_length=16"], "devices must be from 1 to 1,024, got 0"),
+        (["--devices", "0"], "devices must be from 1 to 1,024, got 0"),
         (["--link-gbit", "10", "--link-us", "5"], "add --devices"),
         (["--devices", "8", "--link-us", "5"], "--link-us alone is half a link"),
         (["--devices", "8", "--link-us", "5", "--link-gbit", "0"], "--link-gbit > 0"),
@@ -55,7 +55,7 @@ def test_a_folder_with_something_else_stays(folder: Path, capsys: pytest.Capture
 def test_devices_that_cannot_be_are_refused_at_once(
     more: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["profile", "run/final", "data.test=test.csv", *more]) == 2
+    assert main(["profile", "run/final", "data.test=test.csv", "data.max_length=16", *more]) == 2
     assert told in capsys.readouterr().err
 
 

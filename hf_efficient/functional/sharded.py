@@ -7,10 +7,11 @@ import torch
 
 def own(tensor: torch.Tensor) -> torch.Tensor:
     """What this process holds of ``tensor``; a change of it is a change of ``tensor``."""
-    return tensor.to_local() if _is_shared_out(tensor) else tensor
+    found: Any = tensor
+    return found.to_local() if _is_shared_out(tensor) else tensor
 
 
-def own_part(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def own_part(values: torch.Tensor, like: Any) -> torch.Tensor:
     """Of ``values``, which every process has whole, what this one holds where they are shared out as ``like`` is."""
     if not _is_shared_out(like):
         return values
@@ -25,7 +26,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return joined(own(tensor), tensor) if _is_shared_out(tensor) else tensor
 
 
-def joined(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def joined(part: torch.Tensor, like: Any) -> torch.Tensor:
     """All of which each process holds a ``part``, shared out as ``like`` is. All of them have to ask for it."""
     if not _is_shared_out(like):
         return part
