@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
-from hf_efficient.files import write_json, write_text
+from hf_efficient.files import remove_leftovers, write_json, write_text
 from hf_efficient.job import Job
 from hf_efficient.measure import bytes_on_disk
 from hf_efficient.phase import FINAL
@@ -88,6 +88,7 @@ class Trials:
         """
         folder = self.folder / "trials" / f"{number:04d}"
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)  # of a worker that was killed in it: whoever runs a trial has it to himself
         with (
             open(folder / LOG, "a", encoding="utf-8") as log,
             redirect_stdout(log),
