@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from accelerate import PartialState
 
 from hf_efficient.errors import ConfigError
-from hf_efficient.files import write_text
+from hf_efficient.files import remove_leftovers, write_text
 from hf_efficient.machine import available_cores
 from hf_efficient.recipe import Recipe
 from hf_efficient.run import run_in
@@ -80,6 +81,7 @@ def search(
             "a search itself is one process: start it without accelerate launch, and let it start the training of its "
             "trials with --launch 'accelerate launch ...'"
         )
+    began = time.time()
     loaded = Recipe.load(recipe, overrides)
     folder = Path(runs) / loaded.name / name
     one = Search(loaded, folder, storage)
@@ -102,6 +104,8 @@ def search(
         say(f"interrupted; what is there: {folder / 'study.md'}; go on with the same command")
         raise
     found = Found.of(study, one.goals, rule)
+    # What is older than this search was left by one that was killed; other machines may be writing what is newer
+    remove_leftovers(folder, deep=False, older_s=time.time() - began)
     result = _written(one, found, study)
     used = {key for trial in found.trials if _stays(trial, found) for key in trial["stages"]}
     one.trials.store.keep(used)
