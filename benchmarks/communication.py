@@ -63,16 +63,7 @@ def over_a_slow_link(way: str, seed: int, steps: int) -> dict[str, Any]:
     """What a training on two processes came to, as `worker` tells."""
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "told.json"
-        launch = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-        ]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         command = [*launch, "-m", "benchmarks.communication", "--worker", way, str(seed), str(steps), str(told)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
         slowed = ["unshare", "-n", "sh", "-c", f'{SLOW_LINK} && exec "$@"', "sh", *command]

@@ -35,8 +35,8 @@ def body(bench: Bench) -> None:
     for seed in bench.seeds:
         for name in found:
             compute = functools.partial(alone, searched, bench.quick, seed, name)
-            more = {} if name == "stock" else {"trials": TRIALS[name]}
-            found[name].append(bench.cell({"way": name, "seed": seed, **more}, compute, peer=name == "stock"))
+            settings = {"way": name, "seed": seed, "trials": TRIALS[name]}
+            found[name].append(bench.cell(settings, compute, peer=name == "stock"))
     stock, ours = found["stock"], found["ours"]
     gained = [100 * (one["best"] - other["best"]) for one, other in zip(ours, stock, strict=True)]
     spent = ratios([each["seconds"] for each in ours], [each["seconds"] for each in stock])

@@ -160,3 +160,19 @@ def simplify_manifest(model: "PreTrainedModel") -> None:
         setattr(model.config, stack.width, widths.pop())
         paths = [path for path, _ in inputs_of(layers[0], ffn)]
         forget_shapes(model, [f"{stack.path}.{i}.{path}" for i in range(len(layers)) for path in (*paths, ffn.output)])
+
+
+def share_out(model: "PreTrainedModel", device: str) -> None:
+    """Leave each process of the default group a part of the weights, on its device of this type.
+
+    They come together layer by layer while the model computes (FSDP2), so all processes have to run it together.
+    """
+    from torch.distributed import get_world_size
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device, (get_world_size(),))
+    for stack in layer_stacks(model):
+        for layer in layers_of(model, stack):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)

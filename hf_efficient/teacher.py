@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers.utils import find_labels
 
-from hf_efficient.blocks import layer_stacks, layers_of
+from hf_efficient.blocks import share_out
 from hf_efficient.capture import Capture, Place
 from hf_efficient.errors import ConfigError
 from hf_efficient.example_cache import ExampleCache, Row
@@ -94,16 +94,8 @@ class Teacher:
         return made
 
     def _share_out(self, device: torch.device) -> None:
-        from torch.distributed import get_world_size
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
         self._fingerprint = self.fingerprint()
-        mesh = init_device_mesh(device.type, (get_world_size(),))
-        for stack in layer_stacks(self.model):
-            for layer in layers_of(self.model, stack):
-                fully_shard(layer, mesh=mesh)
-        fully_shard(self.model, mesh=mesh)
+        share_out(self.model, device.type)
         self.shared_out = True
 
     def wants_labels(self, batch: Mapping[str, Any]) -> bool:

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from transformers import TrainerState, set_seed
 
+from hf_efficient.blocks import share_out
 from hf_efficient.gradient_guard import finite
 from hf_efficient.optimization import Context
 from hf_efficient.plan import build_optimizations
@@ -61,10 +60,7 @@ def train(case: str, rank: int, processes: int, begin: Result | None = None) -> 
     calibration = {name: values[:BATCH] for name, values in examples.items()}
     model = one.prepare_model(model, Context(args=args, model=model, calibration=lambda count: [calibration]))
     if processes > 1:
-        mesh = init_device_mesh("cpu", (processes,))
-        for layer in model.bert.encoder.layer:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        share_out(model, "cpu")
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     told: Any = (args, state, None)
     one.on_train_begin(*told, model=model, optimizer=optimizer)

@@ -17,7 +17,7 @@ from accelerate.utils import send_to_device
 from torch import distributed, nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from hf_efficient.blocks import layer_stacks, layers_of
+from hf_efficient.blocks import share_out
 from hf_efficient.errors import ConfigError
 from hf_efficient.files import write_json
 from hf_efficient.machine import measurement_lock
@@ -134,14 +134,7 @@ def _shared(model: Any, way: str, place: torch.device) -> nn.Module:
     if way == DDP:
         return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     if way == FSDP:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(place.type, (distributed.get_world_size(),))
-        for stack in layer_stacks(model):
-            for layer in layers_of(model, stack):
-                fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        share_out(model, place.type)
     return model  # type: ignore[no-any-return]
 
 

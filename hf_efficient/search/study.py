@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_efficient.errors import ConfigError, EfficientError, MissingDependencyError
+from hf_efficient.files import remove_leftovers
 from hf_efficient.recipe import Recipe
 from hf_efficient.search.earlier import earlier
 from hf_efficient.search.goals import Constraint, Goals, Objective
@@ -246,6 +247,7 @@ class Search:
 
         running = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
         for trial in self._leases.lost(running):
+            remove_leftovers(self.trials.folder_of(trial.number))  # before it counts as over: then nobody comes back
             try:
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another worker has seen it, too

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
-from hf_efficient.files import remove_leftovers, write_json, write_text
+from hf_efficient.files import write_json, write_text
 from hf_efficient.job import Job
 from hf_efficient.measure import bytes_on_disk
 from hf_efficient.phase import FINAL
@@ -80,15 +80,18 @@ class Trials:
         made.check()
         return made
 
+    def folder_of(self, number: int) -> Path:
+        """Where a trial leaves its recipe, its figures, and what was said."""
+        return self.folder / "trials" / f"{number:04d}"
+
     def run(self, number: int, values: Mapping[str, Any], share: float = WHOLE) -> Judged:
         """What the recipe with ``values`` gives after ``share`` of the epochs of all stages that trials differ in.
 
         Raises:
             ConfigError, DataError, ExportError, MissingDependencyError: a recipe that cannot run.
         """
-        folder = self.folder / "trials" / f"{number:04d}"
+        folder = self.folder_of(number)
         folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)  # of a worker that was killed in it: whoever runs a trial has it to himself
         with (
             open(folder / LOG, "a", encoding="utf-8") as log,
             redirect_stdout(log),
