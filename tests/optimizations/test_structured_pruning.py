@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments, NoEffectWarning, timing
-from hf_efficient.cutting import costs
+from hf_efficient.cutting import costs, target
 from hf_efficient.cutting.observation import divergence, logits_on
 from hf_efficient.optimization import Served
 from hf_efficient.optimizations import structured_pruning
@@ -58,11 +58,11 @@ def test_description_is_plain(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["text", "token", "vision", "seq2seq"])
 def test_cut_model_is_an_ordinary_one(tmp_path: Path, kind: str) -> None:
     """Other widths in each layer: it reloads equal in one line, is saved again, halved, trained on by stock."""
-    target = 0.85 * sum(parameter.numel() for parameter in KINDS[kind].model().parameters())
-    one = trainer(tmp_path, kind, target_parameters=int(target), calibration_batches=4, importance="obs")
+    wished = 0.85 * sum(parameter.numel() for parameter in KINDS[kind].model().parameters())
+    one = trainer(tmp_path, kind, target_parameters=int(wished), calibration_batches=4, importance="obs")
     train(one)
     kept = sum(parameter.numel() for parameter in one.model.parameters())
-    assert 0.4 * target < kept <= 1.01 * target  # whole layers may be the best to go
+    assert 0.4 * wished < kept <= 1.01 * wished  # whole layers may be the best to go
     loaded = type(one.model).from_pretrained(one.finished)
     batch = one.collate(one.examples(one.eval_dataset, 4))
     with torch.no_grad():
@@ -130,6 +130,23 @@ def test_meets_a_target_of_time(
     assert milliseconds == pytest.approx(wanted, rel=0.1)
     measured = one.optimizations[0].describe()["measured"]
     assert measured["cut_ms"] == pytest.approx(milliseconds, rel=0.2)
+
+
+def test_a_table_that_was_disturbed_is_no_verdict(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something else ran while the table was measured: by it, nothing is fast enough."""
+
+    def disturbed(*given: Any) -> costs.Costs:
+        table = costs.time_costs(*given)
+        slow = {
+            path: {kind: {n: 9 * ms for n, ms in row.items()} for kind, row in kinds.items()}
+            for path, kinds in table.units.items()
+        }
+        return costs.Costs(table.unit, 9 * table.rest, {path: 9 * ms for path, ms in table.layers.items()}, slow)
+
+    monkeypatch.setattr(target, "time_costs", disturbed)
+    test_meets_a_target_of_time(tmp_path, {"target_speedup": 2}, clock, monkeypatch)
 
 
 def test_a_target_beyond_reach_names_the_best(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
