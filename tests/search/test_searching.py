@@ -22,6 +22,7 @@ from hf_efficient.job import Job
 from hf_efficient.measure import measure, measure_speed
 from hf_efficient.run import run
 from hf_efficient.search import search
+from hf_efficient.search.leases import LEASE, holder
 from hf_efficient.search.searching import RECIPE
 from hf_efficient.search.study import RETRY_OF, SURPLUS, is_void
 from tests.search.test_space import LAYERS, RATE
@@ -135,6 +136,26 @@ def test_killed_workers_lose_nothing(
     names = {path.name for path in (folder / "stages").iterdir()}
     assert names == {key for trial in result.found.trials if stays(trial, result.found) for key in trial["stages"]}
     assert not [path for path in folder.rglob("*") if "checkpoint-" in path.name or path.name.endswith(".tmp")]
+
+
+def test_what_killed_workers_left_half_written_goes(searched: Path, tmp_path: Path) -> None:
+    """The trial goes on under another number, so that nobody comes to its folder again; nor to a picture."""
+    runs = tmp_path / "runs"
+    folder = search(searched, trials=1, runs=runs, finish=False).folder
+    trial = optuna.load_study(study_name="tiny", storage=opened(folder, None)).ask()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    trial.set_user_attr(LEASE, [[holder()[0], dead.pid, 1.0], 3])
+    left = [folder / f"trials/{trial.number:04d}/.figures.json.0123abcd.tmp", folder / ".front.png.0123abcd.tmp"]
+    elsewhere = folder / ".study.md.0123abcd.tmp"
+    for path in (*left, elsewhere):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    os.utime(left[1], (1e9, 1e9))
+    os.utime(elsewhere, (2e10, 2e10))  # another machine writes it at this moment
+    result = search(searched, trials=2, runs=runs, finish=False)
+    assert len(result.found.trials) == 2
+    assert list(folder.rglob(".*.tmp")) == [elsewhere]
 
 
 def start(folder: Path, wanted: int, storage: str | None) -> Any:
