@@ -85,7 +85,14 @@ def worker(way: str, seed: int, steps: int, told: Path) -> None:
     train = banking77()[1]["train"].shuffle(seed=0)
     judged, rows = train.select(range(JUDGED)), train.select(range(JUDGED, len(train)))
     marks = Marks()
-    settings = {"communication": WAYS[way], "max_steps": steps, "per_device_train_batch_size": 16, "use_cpu": True}
+    settings = {
+        "communication": WAYS[way],
+        "max_steps": steps,
+        "per_device_train_batch_size": 16,
+        "use_cpu": True,
+        # Else stock takes the loss of a model that averages by itself times the number of processes
+        "average_tokens_across_devices": False,
+    }
     with trainer(seed=seed, train=rows, **settings) as made:
         made.add_callback(marks)
         made.train()
