@@ -178,7 +178,7 @@ def main(
         depends: modules whose source decides whether a cached cell is still good.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
-    parser.add_argument("--quick", action="store_true", help="under a minute: the same code on less work")
+    parser.add_argument("--quick", action="store_true", help="the same code on less work")
     parser.add_argument("--fresh", action="store_true", help="compute cached cells again")
     options = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()

@@ -12,7 +12,7 @@ PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
 Written by `python -m benchmarks.report` from `benchmarks/results/*.json`, which full runs leave; `make bench` runs
-all. `python -m benchmarks.<name> --quick` does the same on less work, in under a minute. Speeds are ratios against a
+all. `python -m benchmarks.<name> --quick` does the same on less work. Speeds are ratios against a
 peer in the same run, on the machine named; yours will differ. Values are medians over the repeats, with the least and
 the greatest.
 """

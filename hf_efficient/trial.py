@@ -22,6 +22,8 @@ from hf_efficient.optimization import changed, from_main
 WARM_UP = 2
 """Steps before those that count: kernels are chosen and memory is fetched in them."""
 OUT_OF_MEMORY = "out of memory"
+CHANCE = 0.0027
+"""Probability, beyond which lie three standard errors of a normal distribution."""
 
 _QUIET = {
     "report_to": [],
@@ -181,17 +183,23 @@ def _agreed(trial: Trial, args: TrainingArguments) -> Trial:
 def mean_loss_within(trial: Trial, reference: Trial) -> bool:
     """Whether the loss of ``trial`` is finite, and is what ``reference`` has in the same steps but for chance.
 
-    Later steps of one of them do not count: models learn, so losses fall. Steps of both are few, their batches may
-    differ, and dropout does: so three standard errors, or 5 %, are allowed.
+    Later steps of one of them do not count: models learn, so losses fall. Their batches may differ, and dropout does:
+    so 5 % are allowed, or what Welch's t-test for so few steps takes for chance (`CHANCE`).
     """
+    from scipy.stats import ttest_ind_from_stats
+
     if not all(map(math.isfinite, trial.losses)):
         return False
-    means, errors = [], []
     common = min(len(trial.losses), len(reference.losses))
-    for losses in (trial.losses[:common], reference.losses[:common]):
-        means.append(statistics.fmean(losses))
-        errors.append(statistics.stdev(losses) / len(losses) ** 0.5 if len(losses) > 1 else 0.0)
-    return abs(means[0] - means[1]) <= max(0.05 * abs(means[1]), 3 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5)
+    own, others = trial.losses[:common], reference.losses[:common]
+    means = statistics.fmean(own), statistics.fmean(others)
+    if abs(means[0] - means[1]) <= 0.05 * abs(means[1]):
+        return True
+    spreads = [statistics.stdev(losses) if common > 1 else 0.0 for losses in (own, others)]
+    if not any(spreads):
+        return False
+    tested = ttest_ind_from_stats(means[0], spreads[0], common, means[1], spreads[1], common, equal_var=False)
+    return bool(tested.pvalue >= CHANCE)
 
 
 def plain(trial: Trial) -> Mapping[str, Any]:

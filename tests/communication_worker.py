@@ -23,8 +23,15 @@ WAYS: dict[str, Any] = {
     "two_apart": {"local_steps": 2},
     "saved": {"local_steps": 1000},
     "evaluated": {"local_steps": 1000},
+    "accumulated": {"local_steps": 2},
 }
-MEETINGS = {
+MORE = {
+    # Stock adds up the gradients where a model may average by itself
+    "accumulated": {
+        "per_device_train_batch_size": BATCH // 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": RATE / 2,
+    },
     "saved": {"save_strategy": "steps", "save_steps": 3},
     "evaluated": {"eval_strategy": "steps", "eval_steps": 5},
 }
@@ -61,7 +68,7 @@ def refusals(folder: Path) -> list[str]:
 
 def main(folder: Path, rank: int) -> None:
     def train(way: str, name: str, checkpoint: Any = None) -> None:
-        made = trainer(folder / way, communication=WAYS[way], **MEETINGS.get(way, {}))
+        made = trainer(folder / way, communication=WAYS[way], **MORE.get(way, {}))
         set_seed(0)
         made.train(resume_from_checkpoint=checkpoint)
         losses = torch.tensor([entry["loss"] for entry in made.state.log_history if "loss" in entry])

@@ -36,19 +36,24 @@ def greatest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
 
 
 @torch.enable_grad()
-def apart(met_after: set[int]) -> dict[str, torch.Tensor]:
-    """Weights of two models that learn by themselves, by hand, and are averaged after some steps and at the end."""
+def apart(met_after: set[int], parts: int = 1) -> dict[str, torch.Tensor]:
+    """Weights of two models that learn by themselves, by hand, and are averaged after some steps and at the end.
+
+    Args:
+        parts: of each of a model's batches.
+    """
     first = without_dropout("text")["model"].train()
     models = [first, copy.deepcopy(first)]
-    examples = text_examples()
+    examples, size = text_examples(), BATCH // parts
     for step in range(STEPS):
         for rank, model in enumerate(models):
-            start = (2 * step + rank) * BATCH % len(examples)
             model.zero_grad()
-            model(**pad([examples[index] for index in range(start, start + BATCH)])).loss.backward()
+            for part in range(step * parts, (step + 1) * parts):
+                start = (2 * part + rank) * size % len(examples)
+                model(**pad(examples[start : start + size])).loss.backward()
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter -= RATE * parameter.grad
+                    parameter -= RATE / parts * parameter.grad
         if step + 1 in {*met_after, STEPS}:
             with torch.no_grad():
                 for pair in zip(*(model.parameters() for model in models), strict=True):
@@ -86,6 +91,12 @@ def test_local_steps_are_those_of_models_that_meet_now_and_then(way: str, met_af
     found = load(two, way)["weights"]
     assert greatest_difference(found, expected) < 1e-5
     assert greatest_difference(found, load(two, "exact")["weights"]) > 1e-4
+
+
+def test_a_step_of_several_batches_is_one_step(two: Path) -> None:
+    expected = apart({2, 4, 6, 8, 10}, parts=2)
+    assert greatest_difference(load(two, "accumulated")["weights"], expected) < 1e-5
+    assert greatest_difference(expected, apart({1, 3, 5, 7, 9}, parts=2)) > 1e-4
 
 
 def test_needs_processes_that_are_alike(two: Path) -> None:

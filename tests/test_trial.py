@@ -112,10 +112,18 @@ def test_losses_are_compared_by_their_spread(losses: list[float], within: bool) 
 
 
 def test_losses_of_the_same_steps_are_compared() -> None:
-    short, long = Trial(losses=[3.2, 3.1]), Trial(losses=[3.2, 3.1, 2.4, 2.0, 1.7, 1.5])
+    first, later = [3.2, 3.1, 3.1, 3.0], [2.1, 2.0, 1.9, 1.8]
+    short, long = Trial(losses=first), Trial(losses=first + later)
     assert mean_loss_within(long, short)
     assert mean_loss_within(short, long)
-    assert not mean_loss_within(Trial(losses=[2.0, 2.0, 3.2, 3.1]), short)
+    assert not mean_loss_within(Trial(losses=later + first), short)
+
+
+def test_few_losses_tell_little_of_their_spread() -> None:
+    """Losses of four steps each, off by 3.7 standard errors: chance does so in one of a hundred cases."""
+    one, other = [2.6, 2.9, 2.8, 3.1], [3.15, 3.45, 3.35, 3.65]
+    assert mean_loss_within(Trial(losses=one), Trial(losses=other))
+    assert not mean_loss_within(Trial(losses=4 * one), Trial(losses=4 * other))
 
 
 def test_seconds_and_their_error() -> None:
