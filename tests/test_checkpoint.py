@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import datasets
+import evaluate
 import pytest
 import torch
 import transformers
@@ -204,6 +206,26 @@ class TestReloadedIsOrdinary:
         BertTokenizerFast(vocab={word: index for index, word in enumerate(words)}).save_pretrained(changed[1])
         classify = transformers.pipeline("text-classification", model=str(changed[1]), device="cpu")
         assert 0 < classify("a b c")[0]["score"] < 1
+        # Not the pipeline itself: evaluate 0.4.6 compares it with a class that transformers 5 has no more
+        texts, classes = ["a b", "c d", "d"], classify.model.config.label2id
+        said = [classes[each["label"]] for each in classify(texts)]
+        rows = datasets.Dataset.from_dict({"text": texts, "label": [said[0], said[1], 1 - said[2]]})
+        found = evaluate.evaluator("text-classification").compute(
+            model_or_pipeline=str(changed[1]), data=rows, metric=Agreement(), label_mapping=classes
+        )
+        assert found["agreement"] == pytest.approx(2 / 3)
+
+
+class Agreement(evaluate.Metric):  # type: ignore[misc]
+    """A metric that is not fetched from anywhere."""
+
+    def _info(self) -> Any:
+        kinds = datasets.Features({"predictions": datasets.Value("int32"), "references": datasets.Value("int32")})
+        return evaluate.MetricInfo(description="", citation="", features=kinds)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        pairs = zip(predictions, references, strict=True)
+        return {"agreement": sum(one == other for one, other in pairs) / len(references)}
 
 
 class TestManifest:
