@@ -176,7 +176,10 @@ def default_app(task: str) -> str:
     for name in DEFAULTS:
         if task in get_app(name).tasks:
             return name
-    raise ConfigError(f"no app serves models of {task} by itself; name one: app.name={', '.join(APPS)}")
+    others = [name for name in APPS if task in get_app(name).tasks]
+    if others:
+        raise ConfigError(f"no app serves models of {task} by itself; name one: app.name={', '.join(others)}")
+    raise ConfigError(f"no app serves models of {task}; use transformers' pipeline, or write one (docs/apps)")
 
 
 def parse_app(block: Mapping[str, Any], task: str) -> tuple[type[App], AppSettings]:

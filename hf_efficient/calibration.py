@@ -37,10 +37,14 @@ def require_trained(name: str, model: "nn.Module", batches: Batches, remedies: S
     accuracy, majority = torch.cat(right).float().mean().item(), majority_share(torch.cat(labels))
     if accuracy > majority:
         return
-    ways = ["set dense_epochs (e.g. dense_epochs=3)", "add a stage before this one", *remedies]
+    ways = [
+        "set dense_epochs (e.g. dense_epochs=3)",
+        "train a stage before this one for long enough",
+        *remedies,
+    ]
     raise ConfigError(
-        f"{name} needs a trained model: on calibration data this one has accuracy {accuracy:.2f}, the most frequent "
-        f"class alone gives {majority:.2f}. Fine-tune it first: {', '.join(ways[:-1])}, or {ways[-1]}"
+        f"{name} needs a trained model: on calibration data this one has accuracy {accuracy:.3g}, the most frequent "
+        f"class alone gives {majority:.3g}. Fine-tune it first: {', '.join(ways[:-1])}, or {ways[-1]}"
     )
 
 

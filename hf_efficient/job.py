@@ -5,7 +5,7 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -155,15 +155,24 @@ class Job(Outcome):
             processing_class=self.processor,
         )
 
-    def run(self, folder: Path) -> RunResult | None:
+    def run(self, folder: Path, say: Callable[[str], None] = logger.info) -> RunResult | None:
+        """
+        Args:
+            say: told, on the main process, where the run lies, and what begins.
+        """
         model, models = self.recipe.model, {}
-        for name in self.recipe.stages:
+        say = say if PartialState().is_main_process else logger.debug
+        say(f"run {folder}")
+        for number, (name, settings) in enumerate(self.recipe.stages.items(), 1):
+            listed = [each for each, given in settings.optimizations.items() if given is not False]
+            say(f"stage {name} ({number} of {len(self.recipe.stages)}): {', '.join(listed) or 'plain training'}")
             stage = folder / "stages" / name
             train_within(self, name, stage, model)
             if PartialState().is_main_process:
                 clear_stage(stage)
             models[name] = stage / FINAL
             model = str(stage / FINAL)
+        say("judging and measuring the first stage's model and the last's")
         before, after = next(iter(models.values())), Path(model)
         metrics, classes = self.judge(before, after, folder)
         try:

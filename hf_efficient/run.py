@@ -12,6 +12,7 @@ Layout of `runs/<recipe>/<time>/`::
     app/            what the recipe's app prepared for `hf-efficient serve`
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ from hf_efficient.recipe import Recipe
 from hf_efficient.resumption import AUTO
 from hf_efficient.tuning import Tuning
 
+logger = logging.getLogger(__name__)
+
 RECIPE = "recipe.yaml"
 _NEW_SECONDS = 60.0
 """Longer than it takes to make the folder of a run: what is older was left by a process that died at it."""
@@ -38,6 +41,7 @@ def run(
     *,
     runs: str | Path = "runs",
     resume: bool | str = False,
+    say: Callable[[str], None] = logger.info,
 ) -> RunResult | None:
     """Run ``recipe`` (bundled name, YAML path or object) with ``key.key=value`` overrides.
 
@@ -45,6 +49,7 @@ def run(
         runs: folder that holds the run folders.
         resume: continue the newest unfinished run of this recipe: finished stages are skipped. ``"auto"`` starts a new
             run where there is none.
+        say: as for `Job.run`.
 
     Returns:
         the result; None on processes other than the main one.
@@ -64,7 +69,7 @@ def run(
     if resume:
         folder, recipe = _to_resume(Path(runs), recipe, bool(overrides), resume == AUTO)
     job = Job.prepare(recipe)
-    return job.run(folder or _new_folder(Path(runs), recipe))
+    return job.run(folder or _new_folder(Path(runs), recipe), say)
 
 
 def run_in(recipe: Recipe, runs: Path, prepare: Callable[[Path], None]) -> RunResult:

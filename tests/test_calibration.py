@@ -13,7 +13,7 @@ def test_untrained_classifier_is_refused() -> None:
     model = text_model().train()
     torch.nn.init.zeros_(model.classifier.weight)
     with pytest.raises(
-        ConfigError, match=r"^pruning needs .*accuracy 0.*dense_epochs.*stage before this one, or rest$"
+        ConfigError, match=r"^pruning needs .*accuracy 0.*dense_epochs.*stage before this one for long enough, or rest$"
     ):
         require_trained("pruning", model, [batch], ["rest"])
     assert model.training

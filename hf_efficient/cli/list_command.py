@@ -1,6 +1,7 @@
 """`hf-efficient list`: bundled recipes, tasks, optimizations and apps."""
 
 import argparse
+import re
 from typing import Any
 
 from hf_efficient.cli.telling import Teller, tables
@@ -25,4 +26,6 @@ def command(options: argparse.Namespace, tell: Teller) -> None:
 
 
 def _summary(cls: type) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0]
+    """The first sentence of a docstring."""
+    paragraph = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s(?=[A-Z])", paragraph)[0]

@@ -1,7 +1,11 @@
 """A run, or a saved model and real data for it, as several commands take them."""
 
 import argparse
+from pathlib import Path
 from typing import Any
+
+_DEEPEST = 3
+"""How far below a run's folder its models lie: `final`, `stages/<name>/final`."""
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +38,7 @@ def prepare(folder: str, task_name: str | None, data: list[str]) -> tuple[Any, A
         raise ConfigError(f"only data.key=value and options go here, got {' '.join(data)}")
     config = load_pretrained(AutoConfig, resolve_model(folder))
     architectures = config.architectures or ["(none)"]
-    task_class = get_task(task_name or _task_of(architectures[0]))
+    task_class = get_task(task_name or _task_of_run(Path(folder)) or _task_of(architectures[0]))
     named = [split for split in SPLITS if values["data"].get(split)]
     if not named:
         raise ConfigError("real inputs are needed: add data.test=FILE (or data.validation, data.train)")
@@ -43,6 +47,19 @@ def prepare(folder: str, task_name: str | None, data: list[str]) -> tuple[Any, A
     task = task_class(settings)
     task.load_processor(folder)
     return task, task.load_model(folder), splits
+
+
+def _task_of_run(folder: Path) -> str | None:
+    """What the recipe says of the run that the model in ``folder`` is of; None if it is of none."""
+    from hf_efficient.errors import ConfigError
+    from hf_efficient.recipe import Recipe
+    from hf_efficient.run import RECIPE
+
+    above = (parent / RECIPE for parent in list(folder.absolute().parents)[:_DEEPEST])
+    try:
+        return next((Recipe.load(file).task for file in above if file.is_file()), None)
+    except ConfigError:  # somebody else's file
+        return None
 
 
 def _task_of(architecture: str) -> str:

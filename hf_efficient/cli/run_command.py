@@ -25,7 +25,13 @@ def command(options: argparse.Namespace, tell: Teller) -> None:
     quiet_libraries()
     from hf_efficient.run import run
 
-    result = run(options.recipe, options.overrides, runs=options.runs, resume=options.resume or False)
+    result = run(
+        options.recipe,
+        options.overrides,
+        runs=options.runs,
+        resume=options.resume or False,
+        say=lambda line: print(line, flush=True),
+    )
     if result is None:  # another process prints
         return
     exported, answers = result.exported, result.answer()
