@@ -102,6 +102,7 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for name in (*bundled(), "text-classification", "precision", "structured_pruning", "finance-monitor"):
         assert name in printed
+    assert "in every linear layer" in " ".join(printed.split())  # sentences are whole
 
 
 def test_show_prints_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:

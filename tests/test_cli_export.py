@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from hf_efficient.cli import main
+from hf_efficient.cli.model_and_data import _task_of_run
 from hf_efficient.cli.run_command import told_answers
 from hf_efficient.exported import exported_pipeline
 from hf_efficient.job import RunResult
@@ -31,6 +32,17 @@ def test_exports_beside_the_model(folder: Path, capsys: pytest.CaptureFixture[st
     assert "with ONNX Runtime" in printed.out
     assert printed.err == ""
     assert exported_pipeline(folder / "run" / "exported")("my card")[0]["label"] in ("card", "pay")
+
+
+@pytest.mark.parametrize("model", ["run/final", "run/stages/finetune/final"])
+def test_the_task_of_a_model_is_that_of_its_run(folder: Path, model: str) -> None:
+    assert _task_of_run(folder / model) is None
+    (folder / "run" / "recipe.yaml").write_text("of: something else")
+    assert _task_of_run(folder / model) is None
+    (folder / "run" / "recipe.yaml").write_text(
+        "{task: sentence-similarity, model: m, data: {train: a.csv}, stages: {finetune: {training: {}}}}"
+    )
+    assert _task_of_run(folder / model) == "sentence-similarity"
 
 
 @pytest.mark.parametrize("case", ["text", "token"])

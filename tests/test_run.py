@@ -58,8 +58,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_run_leaves_everything_in_one_folder(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0.2))
-    result = run(recipe, runs=tmp_path / "runs")
+    said: list[str] = []
+    result = run(recipe, runs=tmp_path / "runs", say=said.append)
     assert result is not None
+    assert said[0] == f"run {result.folder}"
+    assert [line.split(":")[0] for line in said[1:3]] == ["stage finetune (1 of 2)", "stage compress (2 of 2)"]
+    assert said[2].endswith(", ".join(Recipe.load(recipe).stages["compress"].optimizations))
     names = {str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file()}
     expected = {"recipe.yaml", "run.json", "metrics.json", "report.json", "report.md", "report.png", "training.png"}
     assert expected <= names
