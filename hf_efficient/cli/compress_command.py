@@ -27,7 +27,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--uniform", action="store_true", help="cut only what loads with nothing imported")
     parser.add_argument("--no-repair", action="store_true", help="leave what is left as it is")
     parser.add_argument("--to", help="folder to write (default: `compressed` beside the model's folder)")
-    parser.add_argument("--task", help="e.g. text-classification (default: as the model's class tells)")
+    parser.add_argument("--task", help="e.g. text-classification (default: as its run or its class tells)")
     parser.set_defaults(command=command)
 
 

@@ -15,7 +15,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--to", help="folder to write (default: `exported` beside the model's folder)")
     parser.add_argument("--format", default="onnx", help="onnx, openvino or auto (default: onnx)")
     parser.add_argument("--quantize", default="none", help="none, dynamic, static, ... (see docs/export.md), auto")
-    parser.add_argument("--task", help="e.g. text-classification (default: as the model's class tells)")
+    parser.add_argument("--task", help="e.g. text-classification (default: as its run or its class tells)")
     parser.add_argument("--max-drop", type=float, default=0.01, help="of the task's main metric (default: 0.01)")
     parser.set_defaults(command=command)
 

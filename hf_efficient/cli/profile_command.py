@@ -14,7 +14,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("data", nargs="+", metavar="data.key=value", help="real inputs, e.g. data.test=test.csv")
     parser.add_argument("--batch-size", type=int, default=32, help="beside single examples (default: 32)")
     parser.add_argument("--to", help="folder to write (default: `profile` beside the model's folder)")
-    parser.add_argument("--task", help="e.g. text-classification (default: as the model's class tells)")
+    parser.add_argument("--task", help="e.g. text-classification (default: as its run or its class tells)")
     parser.add_argument("--devices", type=int, help="predict a training on up to so many devices, too (1 to 1024)")
     parser.add_argument("--link-gbit", type=float, help="Gbit/s between them (default: as between processes here)")
     parser.add_argument("--link-us", type=float, help="microseconds until the first byte arrives (default: the same)")
