@@ -3,14 +3,19 @@
 What is tried is what the optimizations propose (`Optimization.proposals`); every trial is a trainer of the user's own
 class on the user's own data. A way is only tried if the most that it could save over the whole training is more than
 trying it costs. Among those tried, the faster half goes on to twice as many steps until one is left (successive
-halving: Jamieson and Talwalkar 2016, arXiv 1502.07943).
+halving: Jamieson and Talwalkar 2016, arXiv 1502.07943), or until to know the fastest for certain is worth less than
+finding out (expected value of perfect information: Raiffa and Schlaifer 1961, Applied Statistical Decision Theory).
 """
 
+import contextlib
+import gc
 import hashlib
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -36,6 +41,8 @@ WORTHWHILE = 0.03
 """Less than this share of the time is not worth a change."""
 CLOSE = 0.3
 """Ways that differ by less are timed again, in turn with each other, before one is preferred."""
+DRIFT = 0.03
+"""Share by which a machine's speed differs from trial to trial, beside what steps of one trial differ by."""
 BATCH = "batch"
 SO_FAR = "so far"
 
@@ -110,12 +117,12 @@ class Tuner:
             ConfigError: training as given is refused; or nothing that was tried fits into memory.
         """
         began = time.perf_counter()
-        self.best = self._try("as given", Way(), STEPS)
-        reference = self.best
-        if reference.error not in ("", OUT_OF_MEMORY):
-            raise ConfigError(reference.error)
-        for name, proposals in self._groups():
-            self._choose(name, proposals)
+        with _little_to_collect():
+            reference = self.best = self._try("as given", Way(), STEPS)
+            if reference.error not in ("", OUT_OF_MEMORY):
+                raise ConfigError(reference.error)
+            for name, proposals in self._groups():
+                self._choose(name, proposals)
         if self.best.error:
             raise ConfigError(
                 f"autotune: training as given fails ({self.best.error}), and nothing that was tried helps; take a "
@@ -199,8 +206,9 @@ class Tuner:
             close = close[: max(2, (len(ranked) + 1) // 2)]
             if len(close) < 2:
                 break
-            at_most = max(way.gain for label, way in contenders.items() if label in close) * found[ranked[0]].seconds
-            if at_most <= sum(_trial_seconds(found[label], STEPS * 2**step) for label in close):
+            first, *others = close
+            worth = max(value_of_knowing(cost(one) - cost(first), found[one], found[first]) for one in others)
+            if worth <= sum(_trial_seconds(found[label], STEPS * 2**step) for label in close):
                 break
             again = {label: self._try(label, ways[label], STEPS * 2**step) for label in close}
             for label, trial in again.items():  # one after the other, and all rounds count: a machine has slow seconds
@@ -243,6 +251,20 @@ class Tuner:
         self.rows[last] = replace(self.rows[last], verdict=verdict)
 
 
+@contextlib.contextmanager
+def _little_to_collect() -> Iterator[None]:
+    """Garbage collections pass over all objects that there are now: each trial's take as long as its steps else."""
+    if gc.get_freeze_count():  # somebody else has done so
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _smaller_batches(args: TrainingArguments) -> Iterable[Proposal]:
     """The same effective batch in smaller parts, for when memory runs out."""
     size, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -253,6 +275,19 @@ def _smaller_batches(args: TrainingArguments) -> Iterable[Proposal]:
 
 def _urgency(proposals: Sequence[Proposal]) -> tuple[bool, float]:
     return not any(proposal.setup_seconds for proposal in proposals), max(proposal.gain for proposal in proposals)
+
+
+def value_of_knowing(slower: float, *trials: Trial) -> float:
+    """Seconds that knowing the faster of two ways for certain saves on average, the one that now seems to be by
+    ``slower`` seconds being taken else.
+
+    The difference is taken for normally distributed, with the errors of both ``trials`` and `DRIFT`.
+    """
+    error = math.hypot(*(part for one in trials for part in (one.error_of_seconds / 2, DRIFT * one.seconds)))
+    if not error:
+        return 0.0
+    normal, ratio = NormalDist(), slower / error
+    return error * (normal.pdf(ratio) - ratio * normal.cdf(-ratio))
 
 
 def _trial_seconds(trial: Trial, steps: int) -> float:

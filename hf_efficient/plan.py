@@ -24,6 +24,7 @@ OPTIMIZATIONS = {
     "data_pruning": "hf_efficient.optimizations.data_pruning:DataPruning",
     "deduplication": "hf_efficient.optimizations.deduplication:Deduplication",
     "distillation": "hf_efficient.optimizations.distillation:Distillation",
+    "dropout_masks": "hf_efficient.optimizations.dropout_masks:DropoutMasks",
     "layer_freezing": "hf_efficient.optimizations.layer_freezing:LayerFreezing",
     "length_batching": "hf_efficient.optimizations.length_batching:LengthBatching",
     "optimizer": "hf_efficient.optimizations.optimizer:Optimizer",

@@ -114,6 +114,13 @@ def pixels_side_by_side(before: Any, after: Any) -> bool:
     return bool(moments) and all(m.is_contiguous(**last) for m in moments) and all(w.is_contiguous() for w in weights)
 
 
+def other_masks(before: Any, after: Any) -> bool:
+    """Other weights than without it, and PyTorch's own masks afterwards."""
+    own = after.optimizations[0]
+    stock, ours = (dict(one.model.state_dict()) for one in (train(before), after))
+    return own.describe() == {"rates": [0.1]} and any(not stock[name].equal(value) for name, value in ours.items())
+
+
 def two_threads(before: Any, after: Any) -> bool:
     return after.optimizations[0].describe() == {"count": 2, "before": 1} and torch.get_num_threads() == 1
 

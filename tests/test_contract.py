@@ -87,6 +87,7 @@ ROWS = {
         distributed={"dense_epochs": 6},  # plain gradient descent teaches more slowly
         tolerance={"rtol": 1e-3, "atol": 5e-4},  # the teacher's hidden states are kept in 16 bits
     ),
+    "dropout_masks": Row({}, None, effects.other_masks, idle_on=("vision",)),
     "layer_freezing": Row({"every": 2, "threshold": 1.0, "start": 0.0}, {"layers": 0}, effects.settled_layers),
     "length_batching": Row(
         {"window_batches": 4},
