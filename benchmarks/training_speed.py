@@ -11,8 +11,8 @@ A way's time is the steps until the target is first reached on validation data, 
 times the seconds that a step takes, timed in turns with the other ways and with nothing beside them; for ours with what
 tuning took, for a compiled way with compiling. Evaluations are counted on no side. The default's training ends when it
 has reached the target, those of the others go on to their end, where they are judged on test data. Steps of the default
-and of the search are counted in bf16 and, for texts, without computing padding, with the batches that stock forms: what
-a step learns is the same but for rounding; what it takes is measured apart, as stock computes it.
+and of the search are counted in bf16 and, for texts, without computing padding, with the batches that stock forms and
+dropout_masks: what a step learns is the same but for chance; what it takes is measured apart, as stock computes it.
 """
 
 import functools
@@ -32,7 +32,7 @@ from benchmarks.tasks import QUIET, ROWS, ready, with_stock_trainer
 from hf_efficient import autotune, passes, trial, tuning
 from hf_efficient.functional import packing, rows
 from hf_efficient.optimization import changed
-from hf_efficient.optimizations import data_pruning, length_batching, precision, sparse_embeddings
+from hf_efficient.optimizations import data_pruning, dropout_masks, length_batching, precision, sparse_embeddings
 from hf_efficient.trial import run_trial
 
 DEFAULT, BEST, OURS = "default", "best", "ours"
@@ -114,7 +114,9 @@ def ours(case: Case, best: Mapping[str, Any]) -> dict[str, Any]:
 
 def counted(case: Case, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the same steps as those given, which take less time."""
-    return {**settings, "use_cpu": True, "bf16": True, "optimizations": {"packing": {}} if case.padded else {}}
+    padded = case.padded and settings.get("train_sampling_strategy") != "group_by_length"
+    faster: dict[str, Any] = {"dropout_masks": {}, "packing": {}} if padded else {"dropout_masks": {}}
+    return {**settings, "use_cpu": True, "bf16": True, "optimizations": faster if case.padded else {}}
 
 
 def searched(bench: Bench, case: Case) -> dict[str, Any]:
@@ -216,7 +218,8 @@ def _trainer(bench: Bench, case: Case, args: Any) -> Any:
 def paced(bench: Bench, case: Case, ways: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Of each way, the seconds of a step and those before the first one, measured in turns in a process of its own."""
     key = {"row": case.row, "pace of": {name: str(settings) for name, settings in ways.items()}}
-    return bench.cell(key, lambda: alone(_paced, bench, case, dict(ways)))
+    stock = not any("autotune" in settings or settings.get("optimizations") for settings in ways.values())
+    return bench.cell(key, lambda: alone(_paced, bench, case, dict(ways)), peer=stock)
 
 
 def _paced(bench: Bench, case: Case, ways: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -249,7 +252,7 @@ def _turn(bench: Bench, case: Case, settings: dict[str, Any]) -> dict[str, Any]:
     return {"step_s": statistics.median(timed.step_seconds), "before_s": before, "chosen": chosen}
 
 
-LEARNING = (data_pruning, length_batching, packing, passes, precision, rows, sparse_embeddings)
+LEARNING = (data_pruning, dropout_masks, length_batching, packing, passes, precision, rows, sparse_embeddings)
 """What decides how many steps a training needs."""
 DEPENDS = (autotune, *LEARNING, trial, tuning)
 

@@ -2,7 +2,8 @@
 
 Banking77, all-MiniLM-L6-v2, fp32, forward and backward passes with the optimizer left out. The peak is what the
 multiplication of two large matrices reaches at that moment on the same threads; operations on padding are not counted
-as useful. Each way trains a few steps, in turns with the others, in a process of its own, at two batch sizes.
+as useful. lean: sparse_embeddings and dropout_masks on top of length_batching. Each way trains a few steps, in turns
+with the others, in a process of its own, at two batch sizes.
 """
 
 from typing import Any
@@ -14,13 +15,14 @@ from benchmarks.harness import Bench, alone, main
 from benchmarks.steady import steady
 from hf_efficient import EfficientTrainer, accounting, passes
 from hf_efficient.functional import batching, packing
-from hf_efficient.optimizations import length_batching
+from hf_efficient.optimizations import dropout_masks, length_batching, sparse_embeddings
 
 WARM_UP, STEPS, TURNS = 2, 6, 3
 WAYS: dict[str, dict[str, Any]] = {
     "random": {},
     "length_batching": {"length_batching": {}},
     "packing": {"packing": {}},
+    "lean": {"length_batching": {}, "sparse_embeddings": {}, "dropout_masks": {}},
     "compiled": {"length_batching": {}, "compile": {}},
 }
 BATCHES = (32, 128)
@@ -50,7 +52,7 @@ def utilization(bench: Bench, optimizations: dict[str, Any], batch: int) -> floa
         return steady(made, warm_up)["mfu"]
 
 
-DEPENDS = (accounting, batching, length_batching, packing, passes)
+DEPENDS = (accounting, batching, dropout_masks, length_batching, packing, passes, sparse_embeddings)
 
 if __name__ == "__main__":
     main("utilization", body, DEPENDS)
