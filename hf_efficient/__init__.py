@@ -41,6 +41,7 @@ _PUBLIC = {
     "DataPruning": "optimizations.data_pruning",
     "Deduplication": "optimizations.deduplication",
     "Distillation": "optimizations.distillation",
+    "DropoutMasks": "optimizations.dropout_masks",
     "EfficientError": "errors",
     "EfficientMixin": "trainer",
     "EfficientSeq2SeqTrainer": "trainer",
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.data_pruning import DataPruning as DataPruning
     from hf_efficient.optimizations.deduplication import Deduplication as Deduplication
     from hf_efficient.optimizations.distillation import Distillation as Distillation
+    from hf_efficient.optimizations.dropout_masks import DropoutMasks as DropoutMasks
     from hf_efficient.optimizations.layer_freezing import LayerFreezing as LayerFreezing
     from hf_efficient.optimizations.length_batching import LengthBatching as LengthBatching
     from hf_efficient.optimizations.optimizer import Optimizer as Optimizer

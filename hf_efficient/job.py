@@ -255,13 +255,14 @@ class Job(Outcome):
         if exported is not None:
             metrics[self.judged]["exported"], classes["exported"] = self.judge_export(exported)
             notes.append(f"Export ({exported.format}, quantize {exported.quantize}): {exported.comparison}.")
-        judged, measured = metrics[self.judged], self.measurement(after)
+        judged = metrics[self.judged]
+        measured = self.measurements(*dict.fromkeys((before, after)))  # of one stage, the same to the bit
         training = {name: stage["training"] for name, stage in stages.items()}
         notes += [*starved(training), *(note for name in stages for note in notes_of_undone(folder, name))]
         report = Report(
             title=f"{self.recipe.name}: before and after",
-            before=measured if before == after else self.measurement(before),  # of one stage, the same to the bit
-            after=measured,
+            before=measured[0],
+            after=measured[-1],
             exported=exported.measurement if exported else None,
             metrics_before=judged["before"],
             metrics_after=judged["after"],

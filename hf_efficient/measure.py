@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 _WEIGHTS = (".safetensors", ".bin", ".onnx", ".onnx_data", ".onnx.data", ".xml")
+_TIMED = ("latency_ms", "throughput", "latency_with_preprocessing_ms", "throughput_with_preprocessing")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")
 
 
@@ -87,6 +88,19 @@ class Timing:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of_turns(cls, turns: "Sequence[Timing]") -> "Timing":
+        """Medians of what was timed several times with other things in between; the rest as in the first turn."""
+
+        def median(name: str) -> Any:
+            values = [getattr(turn, name) for turn in turns]
+            if isinstance(values[0], dict):
+                return {key: statistics.median(value[key] for value in values) for key in values[0]}
+            return None if values[0] is None else statistics.median(values)
+
+        repeats = {key: sum(turn.repeats[key] for turn in turns) for key in turns[0].repeats}
+        return replace(turns[0], repeats=repeats, **{name: median(name) for name in _TIMED})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -17,6 +17,9 @@ STAGE_FILE = "stage.json"
 """What a stage's training came to; says that it is done."""
 MEASURED_EXAMPLES = 256
 """Real examples on which latency and throughput are measured."""
+TURNS = 3
+SECONDS = 3.0
+"""For latency, and again for throughput, of each model."""
 
 
 @dataclass
@@ -115,21 +118,31 @@ class Outcome:
         count = min(MEASURED_EXAMPLES, len(self.data[self.judged]))
         return self.data[self.judged].shuffle(seed=self.recipe.seed).select(range(count))
 
-    def timing(self, runtime: Runtime) -> Timing:
-        """How fast ``runtime`` is on this machine, from model-ready and from raw inputs."""
+    def timing(self, runtime: Runtime, turns: int = 1) -> Timing:
+        """How fast ``runtime`` is on this machine, from model-ready and from raw inputs, in one turn of ``turns``."""
         rows = self.measured_rows()
-        raw: dict[str, Any] = {"preprocess": self.task.preprocess, "raw": [self.task.raw(row) for row in rows]}
-        return measure(runtime, list(self.task.requests(rows)), self.task.collator(), **raw)
+        given: dict[str, Any] = {"preprocess": self.task.preprocess, "raw": [self.task.raw(row) for row in rows]}
+        given.update(repeats=max(1, TURNS // turns), seconds=SECONDS / turns)
+        return measure(runtime, list(self.task.requests(rows)), self.task.collator(), **given)
 
     def speed(self, name: str, runtime: Runtime) -> float:
         """``latency_ms`` or ``throughput`` alone, from model-ready inputs."""
         return measure_speed(name, runtime, list(self.task.requests(self.measured_rows())), self.task.collator())
 
-    def measurement(self, path: Path) -> Measurement:
-        """Size, latency and memory of a saved model."""
+    def measurements(self, *paths: Path) -> list[Measurement]:
+        """Size, latency and memory of saved models, timed in turns: while a machine is busy, it is so for all."""
+        models, turns = {}, {path: list[Timing]() for path in paths}
+        for path in paths:
+            self.use(path)
+            models[path] = self.task.load_model(str(path))
+        for _ in range(TURNS):
+            for path, model in models.items():
+                self.use(path)
+                turns[path].append(self.timing(self.task.runtime(model), TURNS))
+        return [self._measurement(path, models[path], Timing.of_turns(turns[path])) for path in paths]
+
+    def _measurement(self, path: Path, model: Any, timing: Timing) -> Measurement:
         self.use(path)
-        model = self.task.load_model(str(path))
-        timing = self.timing(self.task.runtime(model))
         batch = self.task.collator()(list(self.task.requests(self.measured_rows().select(range(timing.batch_size)))))
         return Measurement.of(timing, model, path, peak_memory_mb(path, batch))
 

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,18 @@ class TestMeasurement:
         assert (whole.parameters, whole.nonzero_parameters) == count_parameters(model)
         assert whole.bytes_on_disk == bytes_on_disk(tmp_path) > Measurement.of(taken, model).bytes_on_disk
         assert whole.latency_ms == taken.latency_ms
+
+    def test_turns_come_to_their_medians(self) -> None:
+        taken = measure_text(text_model())
+        turns = [
+            replace(taken, throughput=rate, latency_ms={"p50": slow, "p95": 2 * slow}, repeats={"latency": 1})
+            for rate, slow in ((10.0, 3.0), (40.0, 1.0), (30.0, 9.0))
+        ]
+        merged = Timing.of_turns(turns)
+        assert (merged.throughput, merged.latency_ms) == (30.0, {"p50": 3.0, "p95": 6.0})
+        assert merged.repeats == {"latency": 3}
+        assert merged.throughput_with_preprocessing is None
+        assert replace(merged, throughput=10.0, repeats={"latency": 1}) == turns[0]
 
     def test_damaged_values_are_refused(self) -> None:
         model = text_model()

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from hf_efficient import ConfigError, ExportError, MissingDependencyError, Recipe
 from hf_efficient.data import load
-from hf_efficient.measure import measure, measure_speed
+from hf_efficient.measure import measure_speed
 from hf_efficient.pretrained import class_of
 from hf_efficient.recipe import bundled
 from hf_efficient.run import run, unfinished
@@ -57,7 +57,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_run_leaves_everything_in_one_folder(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0.2))
+    monkeypatch.setattr("hf_efficient.outcome.SECONDS", 0.2)
+    monkeypatch.setattr("hf_efficient.outcome.TURNS", 1)
     said: list[str] = []
     result = run(recipe, runs=tmp_path / "runs", say=said.append)
     assert result is not None
@@ -243,7 +244,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measure_hastily(patch: pytest.MonkeyPatch) -> None:
     """Measure in no time: what matters here is what is kept."""
-    patch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
+    patch.setattr("hf_efficient.outcome.SECONDS", 0.0)
+    patch.setattr("hf_efficient.outcome.TURNS", 1)
     patch.setattr("hf_efficient.outcome.measure_speed", functools.partial(measure_speed, seconds=0, repeats=1))
     patch.setattr("hf_efficient.outcome.peak_memory_mb", lambda *args, **kwargs: None)
 

@@ -19,7 +19,7 @@ import yaml
 from hf_efficient import ConfigError, Recipe
 from hf_efficient.cli import main
 from hf_efficient.job import Job
-from hf_efficient.measure import measure, measure_speed
+from hf_efficient.measure import measure_speed
 from hf_efficient.run import run
 from hf_efficient.search import search
 from hf_efficient.search.leases import LEASE, holder
@@ -32,7 +32,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0.05, repeats=1, warmup=1))
+    monkeypatch.setattr("hf_efficient.outcome.SECONDS", 0.05)
+    monkeypatch.setattr("hf_efficient.outcome.TURNS", 1)
     monkeypatch.setattr("hf_efficient.outcome.measure_speed", functools.partial(measure_speed, seconds=0.05, repeats=1))
     monkeypatch.setattr("hf_efficient.outcome.peak_memory_mb", lambda *args: {"process": 2.0, "libraries": 1.0})
 

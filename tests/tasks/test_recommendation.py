@@ -1,6 +1,5 @@
 """Recommendation: texts of user and candidate, sampling, metrics by impression, rankings, a run."""
 
-import functools
 import itertools
 import json
 import math
@@ -15,7 +14,6 @@ from transformers import EvalPrediction, pipeline
 
 from hf_efficient.data import load
 from hf_efficient.errors import ConfigError, DataError
-from hf_efficient.measure import measure
 from hf_efficient.run import run
 from hf_efficient.tasks.metrics import RankingMetrics
 from hf_efficient.tasks.recommendation import Recommendation, RecommendationData, written
@@ -193,7 +191,8 @@ stages:
 
 def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_efficient.outcome.peak_memory_mb", lambda *args, **kwargs: None)
-    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
+    monkeypatch.setattr("hf_efficient.outcome.SECONDS", 0.0)
+    monkeypatch.setattr("hf_efficient.outcome.TURNS", 1)
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32}
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = tiny_checkpoint(tmp_path / "model", **sizes, **dropout)

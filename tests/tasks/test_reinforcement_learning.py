@@ -1,6 +1,5 @@
 """Reinforcement learning: completions judged alike everywhere, and a reward that rises."""
 
-import functools
 import io
 import json
 import pickle
@@ -255,7 +254,8 @@ def recipe(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
+    monkeypatch.setattr("hf_efficient.outcome.SECONDS", 0.0)
+    monkeypatch.setattr("hf_efficient.outcome.TURNS", 1)
     result = run(recipe, runs=tmp_path / "runs")
     assert result is not None
     found = result.metrics["test"]

@@ -1,6 +1,5 @@
 """Sentence similarity: batches of pairs, the loss, ranks, and models that sentence-transformers reads."""
 
-import functools
 import json
 import math
 import sys
@@ -281,7 +280,8 @@ def recipe(checkpoint: str, tmp_path: Path) -> Path:
 
 
 def test_run_cuts_and_distils_embeddings(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
+    monkeypatch.setattr("hf_efficient.outcome.SECONDS", 0.0)
+    monkeypatch.setattr("hf_efficient.outcome.TURNS", 1)
     result = run(recipe, runs=tmp_path / "runs")
     assert result is not None
     found = result.metrics["test"]

@@ -1,6 +1,5 @@
 """Speech recognition by generation: prompts and labels, languages, error rates of what is written, refusals, a run."""
 
-import functools
 import json
 import logging
 from pathlib import Path
@@ -249,7 +248,8 @@ def test_a_cut_model_generates(side: int, tmp_path: Path) -> None:
 def test_a_run_on_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It learns to write; cut and taught, it is less deep, and loads as any other."""
     monkeypatch.setattr("hf_efficient.outcome.peak_memory_mb", lambda *args, **kwargs: None)
-    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
+    monkeypatch.setattr("hf_efficient.outcome.SECONDS", 0.0)
+    monkeypatch.setattr("hf_efficient.outcome.TURNS", 1)
     epochs = {"finetune": 24, "compress": 4}
     overrides = [f"stages.{stage}.training.num_train_epochs={count}" for stage, count in epochs.items()]
     result = run("speech-recognition", [f"model={NEW}", "data.max_seconds=1", *overrides], runs=tmp_path / "runs")

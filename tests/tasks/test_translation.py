@@ -1,6 +1,5 @@
 """Translation, and what all tasks from text to text share: encoding, generated texts, metrics of them, refusals."""
 
-import functools
 import json
 import logging
 from pathlib import Path
@@ -237,7 +236,8 @@ def recipe(checkpoint: str, tmp_path: Path) -> Path:
 
 def test_run_reports_generated_texts(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_efficient.outcome.peak_memory_mb", lambda *args, **kwargs: None)
-    monkeypatch.setattr("hf_efficient.outcome.measure", functools.partial(measure, seconds=0, repeats=1, warmup=0))
+    monkeypatch.setattr("hf_efficient.outcome.SECONDS", 0.0)
+    monkeypatch.setattr("hf_efficient.outcome.TURNS", 1)
     result = run(recipe, runs=tmp_path / "runs")
     assert result is not None
     found = result.metrics["test"]
