@@ -64,7 +64,7 @@ class Case:
 
 
 CASES = {
-    "banking77": Case("banking77", 0.92, (5, 12), (3e-4, 5e-4, 1e-3)),
+    "banking77": Case("banking77", 0.92, (5, 12), (3e-4, 5e-4, 1e-3, 1.5e-4)),
     "crossner": Case("crossner", 0.80, (8, 30), (3e-4, 5e-4, 1e-3)),
     "clothing_small": Case("clothing_small", 0.85, (12, 40), (3e-4, 1e-3), (32,), ("random",), padded=False),
 }
