@@ -1,0 +1,22 @@
+"""`benchmarks.training_speed` on other tasks: `python -m benchmarks.training_speed_tasks`.
+
+Entities: CrossNER, trained on its test part, which is the largest, all-MiniLM-L6-v2. Images: clothing_small and a small
+ViT trained from scratch.
+"""
+
+from benchmarks.harness import Bench, main
+from benchmarks.training_speed import DEPENDS, Case, measured
+
+CASES = {
+    "crossner": Case("crossner", 0.80, (8, 30), (3e-4, 5e-4, 1e-3)),
+    "clothing_small": Case("clothing_small", 0.85, (12, 40), (3e-4, 1e-3), (32,), ("random",), padded=False),
+}
+
+
+def body(bench: Bench) -> None:
+    for name, case in CASES.items():
+        measured(bench, case, f"{name}_")
+
+
+if __name__ == "__main__":
+    main("training_speed_tasks", body, DEPENDS)
