@@ -17,7 +17,7 @@ from benchmarks.banking77 import banking77, trainer
 from benchmarks.harness import Bench, alone, main, ratios
 from hf_efficient import autotune, trial, tuning
 from hf_efficient.functional import packing
-from hf_efficient.optimizations import length_batching, precision, sparse_embeddings
+from hf_efficient.optimizations import dropout_masks, length_batching, precision, sparse_embeddings
 
 EXAMPLES, TURNS = 1000, 6
 
@@ -73,7 +73,7 @@ def tried_and_run(bench: Bench) -> dict[str, Any]:
     }
 
 
-DEPENDS = (autotune, length_batching, packing, precision, sparse_embeddings, trial, tuning)
+DEPENDS = (autotune, dropout_masks, length_batching, packing, precision, sparse_embeddings, trial, tuning)
 
 if __name__ == "__main__":
     main("autotune", body, DEPENDS)
