@@ -26,9 +26,13 @@ REPORTED = ("precision", "text")
 """With a report, which evaluates before the training, and so must not matter to it; it takes seconds."""
 
 
-def without_dropout(kind: str) -> dict[str, Any]:
+RARE = 1e-9
+"""A rate of dropout by which nothing is dropped in a test, though it is drawn for."""
+
+
+def without_dropout(kind: str, rate: float = 0.0) -> dict[str, Any]:
     """Processes draw different random numbers."""
-    return {"model": text_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)} if kind == "text" else {}
+    return {"model": text_model(hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)} if kind == "text" else {}
 
 
 BATCH, RATE = 8, 0.3
@@ -85,7 +89,7 @@ def cases(processes: int, like: int = 2) -> dict[str, Any]:
                 seconds = 0.01 if (name, kind) == REPORTED else 0
                 listed = {name: {**row.settings, **settings}}
                 options = {"optimizations": listed, "measure_seconds": seconds, **changes}
-                given = without_dropout(kind)
+                given = without_dropout(kind, RARE if name == "dropout_masks" else 0.0)
                 return build(EfficientTrainer, EfficientTrainingArguments, folder, kind, given, **options)
 
             found[f"{name}-{kind}"] = on
