@@ -49,8 +49,8 @@ __all__ = [
 ]
 
 _WEIGHTS = (".safetensors", ".bin", ".onnx", ".onnx_data", ".onnx.data", ".xml")
-_TIMED = ("latency_ms", "throughput", "latency_with_preprocessing_ms", "throughput_with_preprocessing")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")
+_TIMED = ("latency_ms", "throughput", "latency_with_preprocessing_ms", "throughput_with_preprocessing")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from hf_efficient.machine import available_cores
 LATENCY_RUNS = 30
 """Single examples that one repeat of the latency measurement times."""
 
+_CPU = torch.device("cpu")
 PILOT_SECONDS = 0.2
 """Time in which each thread count shows how fast it is; slow batches get more, for `PILOT_RUNS` of them."""
 PILOT_RUNS, PILOT_LIMIT_SECONDS = 3, 2.0
@@ -235,10 +236,15 @@ def _repeated(once: Callable[[], Any], least: int, seconds: float, limit_seconds
 def matmul_seconds(dtype: torch.dtype, rows: int, width: int, device: torch.device, repeats: int) -> float:
     """The shortest of ``repeats`` products (rows, width) x (width, width) in ``dtype``."""
     left, right = (torch.ones(count, width, dtype=dtype, device=device) for count in (rows, width))
+    return shortest_seconds(lambda: torch.mm(left, right), repeats, device)
+
+
+def shortest_seconds(compute: Callable[[], Any], repeats: int, device: torch.device = _CPU) -> float:
+    """The shortest of ``repeats`` calls, all of whose work on ``device`` is waited for."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        torch.mm(left, right)
+        compute()
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         times.append(time.perf_counter() - start)

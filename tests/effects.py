@@ -115,7 +115,7 @@ def pixels_side_by_side(before: Any, after: Any) -> bool:
 
 
 def other_masks(before: Any, after: Any) -> bool:
-    """Other weights than without it, and PyTorch's own masks afterwards."""
+    """Other weights than without it."""
     own = after.optimizations[0]
     stock, ours = (dict(one.model.state_dict()) for one in (train(before), after))
     return own.describe() == {"rates": [0.1]} and any(not stock[name].equal(value) for name, value in ours.items())

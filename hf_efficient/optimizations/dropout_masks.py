@@ -1,7 +1,6 @@
 """Masks of dropout from 16 random bits for each element, where a CPU draws them slowly."""
 
 import math
-import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import nn
 from hf_efficient.errors import NoEffectWarning
 from hf_efficient.optimization import Optimization, Order
 from hf_efficient.proposal import Observed, Proposal
+from hf_efficient.timing import shortest_seconds
 
 BEST_GAIN = 0.2
 """Share of forward and backward passes that drawing takes at the very most; MiniLM in bf16: an eighth."""
@@ -92,12 +92,6 @@ def draw(out: torch.Tensor, p: float = 0.5, *, generator: torch.Generator | None
 
 def speedup(elements: int = 200_000, repeats: int = 5) -> float:
     """How many times faster `draw` is than ``bernoulli_`` on this CPU; no other random numbers are touched."""
-    out, times, generator = torch.empty(elements), [], torch.Generator()
-    for fill in (torch.Tensor.bernoulli_, draw):
-        took = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            fill(out, 0.9, generator=generator)
-            took.append(time.perf_counter() - began)
-        times.append(min(took))
-    return times[0] / times[1]
+    out, generator = torch.empty(elements), torch.Generator()
+    stock = shortest_seconds(lambda: out.bernoulli_(0.9, generator=generator), repeats)
+    return stock / shortest_seconds(lambda: draw(out, 0.9, generator=generator), repeats)
