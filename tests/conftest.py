@@ -38,10 +38,10 @@ def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def what_is_imported_is_not_collected() -> None:
+@pytest.fixture(autouse=True)
+def what_was_there_before_is_not_collected() -> None:
     """Accelerate collects garbage before every training, and data workers when they end: half a second through the
-    objects of all libraries."""
+    objects of all libraries, of which some are imported, and compile, by tests."""
     gc.collect()
     gc.freeze()
 
