@@ -76,6 +76,7 @@ def test_a_whole_process(folder: Path) -> None:
     command = [sys.executable, "-m", "hf_efficient", "list", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "customer-service" in json.loads(done.stdout)["Recipes"]
+    assert done.stderr == ""
 
 
 def test_exit_codes_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ With --json, standard output has lines of JSON and nothing else; the last one of
 import argparse
 import errno
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -44,6 +45,8 @@ EXIT_CODES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = _parsed(arguments)
+    # Imported with transformers, by peft; it warns of a kernel for 4-bit weights that is in none of its wheels
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with teller(options.json) as tell:
         try:
             options.command(options, tell)

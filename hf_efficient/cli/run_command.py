@@ -60,12 +60,9 @@ def told_answers(question: Any, answers: list[dict[str, Any]]) -> list[str]:
 
 def quiet_libraries() -> None:
     """Leave the terminal to training progress and our tables."""
-    import logging
-
     import datasets
     import transformers
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # of weight loading; training shows its own
     datasets.disable_progress_bars()
