@@ -8,6 +8,7 @@ What would take long is small here: the model, the recipe `customer-service`, ho
 """
 
 import contextlib
+import gc
 import json
 import shutil
 import sys
@@ -53,6 +54,8 @@ def main(files: list[str]) -> None:
             given = _given()
         for number, file in enumerate(files):
             shutil.copytree(given_files, str(number))
+            gc.collect()
+            gc.freeze()  # as in conftest.py
             with contextlib.chdir(str(number)):
                 try:
                     _run(Path(file), given)
