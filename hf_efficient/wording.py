@@ -1,6 +1,5 @@
 """Figures in words: how every rendering of a report names sizes, times, rates, changes and conditions."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -135,16 +134,33 @@ def for_each(counts: Mapping[str, int]) -> str:
 
 
 def details(figures: Mapping[str, Any]) -> str:
-    told = []
-    for key, value in figures.items():
-        if key == "name":  # told as the line's heading
-            continue
-        if isinstance(value, float):
-            value = number(int(value) if value.is_integer() else value)
-        elif not isinstance(value, str):
-            value = json.dumps(value, ensure_ascii=False)
-        told.append(f"{key} {value}")
-    return ", ".join(told) or "no details"
+    """Plain values by name, nested ones in parentheses and brackets; the name is told as the line's heading."""
+    return _pairs({key: value for key, value in figures.items() if key != "name"}) or "no details"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_plain(value)}" for key, value in values.items() if value is not None)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(int(value) if value.is_integer() else value)
+    if isinstance(value, Mapping):
+        return f"({_pairs(value)})"
+    if isinstance(value, list | tuple):
+        return f"[{_listed(value)}]"
+    return str(value)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    """In short where they are equal, or numbers in a row: layers of a model are many."""
+    if len(values) > 3 and all(value == values[0] for value in values):
+        return f"{len(values)} times {_plain(values[0])}"
+    if len(values) > 3 and all(type(value) is int and value == values[0] + n for n, value in enumerate(values)):
+        return f"{values[0]} to {values[-1]}"
+    return ", ".join(map(_plain, values))
 
 
 def escaped(text: str) -> str:

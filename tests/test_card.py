@@ -83,7 +83,7 @@ def test_text_has_table_machine_code_training_and_limits(folder: Path) -> None:
         "accuracy: -0.5 points",
         "**finetune:** learning_rate 0.000300, num_train_epochs 3",
         "measured: seconds 123, epochs 3",
-        'kept_layers {"encoder.layer": [0, 2]}',
+        "kept_layers (encoder.layer [0, 2])",
         "on the test split",
         "Yours gives other figures",
     ):

@@ -33,3 +33,14 @@ def test_shares_are_told_by_name_and_value() -> None:
 def test_details_leave_out_the_heading() -> None:
     assert details({"name": "cut", "kept": [0, 2], "share": 0.5}) == "kept [0, 2], share 0.500"
     assert details({"name": "cut"}) == "no details"
+
+
+def test_details_tell_nested_values_in_short() -> None:
+    tried = [
+        {"layers": {"encoder": [0, 1, 2, 3]}, "loss": 0.25, "trial": None},
+        {"layers": {}, "loss": 1.0, "done": True},
+    ]
+    assert details({"widths": [64, 64, 64, 64], "map": [[0, 2], [1, 4]], "tried": tried}) == (
+        "widths [4 times 64], map [[0, 2], [1, 4]], "
+        "tried [(layers (encoder [0 to 3]), loss 0.250), (layers (), loss 1, done yes)]"
+    )
