@@ -118,3 +118,7 @@ def test_entities_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "in.predicted.jsonl" in capsys.readouterr().out
     assert main(["predict", str(run), str(file), "--text", "note", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"file": str(tmp_path / "in.predicted.jsonl"), "rows_before": 0}
+    assert main(["predict", str(run), str(file), "--text", "nota"]) == 2
+    told = capsys.readouterr()
+    assert "nota" in told.err
+    assert told.out == "", "no bar before it is refused"

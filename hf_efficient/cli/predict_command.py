@@ -1,6 +1,7 @@
 """`hf-efficient predict`: a finished run over a whole file."""
 
 import argparse
+import contextlib
 from typing import Any
 
 from hf_efficient.cli.model_and_data import add_run
@@ -36,8 +37,15 @@ def command(options: argparse.Namespace, tell: Teller) -> None:
         TimeElapsedColumn(),
         TextColumn("{task.completed} of {task.total} rows"),
     )
-    with Progress(*columns) as bar:
-        shown = bar.add_task("predict", total=None)
+    bar = Progress(*columns)
+    rows = bar.add_task("predict", total=None)
+    with contextlib.ExitStack() as shown:
+
+        def progress(done: int, count: int) -> None:
+            if not bar.live.is_started:  # not before the file is known to be good
+                shown.enter_context(bar)
+            bar.update(rows, completed=done, total=count)
+
         found = predict(
             predictor,
             options.file,
@@ -45,6 +53,6 @@ def command(options: argparse.Namespace, tell: Teller) -> None:
             text=options.text,
             scores=options.scores,
             batch_size=options.batch_size,
-            progress=lambda done, count: bar.update(shown, completed=done, total=count),
+            progress=progress,
         )
     tell({"file": to, "rows_before": found}, f"{to}" + (f" ({found} rows were there already)" if found else ""))
