@@ -64,6 +64,7 @@ class Way:
     def with_proposal(self, name: str, proposal: Proposal) -> "Way":
         """What conflicts with it makes way."""
         named = {} if name == BATCH else {name: dict(proposal.settings)}
+        named.update({other: dict(settings) for other, settings in proposal.beside.items()})
         kept = {
             one: found
             for one, found in self.optimizations.items()
@@ -143,11 +144,17 @@ class Tuner:
         if self.best.error:
             yield BATCH, list(_smaller_batches(self.args))
         waiting = [name for name in OPTIMIZATIONS if name not in self.decided and self._goes_along(name)]
+        free = frozenset(waiting)
         while waiting:
             observed = self._observed()
-            own = {name: list(optimization_class(name, "autotune").proposals(observed)) for name in waiting}
+            own = {
+                name: [
+                    one for one in optimization_class(name, "autotune").proposals(observed) if free >= set(one.beside)
+                ]
+                for name in waiting
+            }
             proposed = from_main(own, self.args)
-            waiting = [name for name, proposals in proposed.items() if proposals]
+            waiting = [name for name, ones in proposed.items() if ones and name not in self.way.optimizations]
             if waiting:
                 name = max(waiting, key=lambda name: _urgency(proposed[name]))
                 waiting.remove(name)
@@ -297,7 +304,8 @@ def _trial_seconds(trial: Trial, steps: int) -> float:
 
 def _label(name: str, proposal: Proposal) -> str:
     told = {**proposal.settings, **proposal.args}
-    return name + (f" ({', '.join(f'{key}={value}' for key, value in told.items())})" if told else "")
+    label = name + (f" ({', '.join(f'{key}={value}' for key, value in told.items())})" if told else "")
+    return " with ".join([label, *(_label(other, Proposal(settings)) for other, settings in proposal.beside.items())])
 
 
 def _without_later(args: TrainingArguments) -> TrainingArguments:

@@ -19,12 +19,15 @@ class Proposal:
         gain: the share of a step's time that it saves at the very best; by it `autotune` decides whether trying pays.
         setup_seconds: what it takes before the first step, such as compiling; in the trial and in the training.
         args: training arguments that it changes, by their stock names, where no optimization does.
+        beside: other optimizations, by name with their settings, that it is tried together with; what pays only
+            together is not found one by one.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     gain: float = 1.0
     setup_seconds: float = 0.0
     args: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

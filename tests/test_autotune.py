@@ -15,7 +15,7 @@ from hf_efficient.optimizations import compile as compiling
 from hf_efficient.optimizations import precision
 from hf_efficient.proposal import Proposal
 from hf_efficient.trial import OUT_OF_MEMORY, Trial
-from tests.tiny import text_model
+from tests.tiny import image_model, text_model
 
 SHARES = {"forward": 0.4, "backward": 0.5, "optimizer": 0.1, "waiting for data": 0.0, "rest": 0.0}
 LENGTHS = torch.tensor([4, 64] * 32)
@@ -87,6 +87,35 @@ def test_ways_are_combined(tuner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuning.optimizations == {"length_batching": {}, "precision": {"dtype": "bf16"}}
     assert tuning.expected_s == pytest.approx(30)
     assert [row.way for row in tuning.rows if row.verdict == "taken"] == ["precision (dtype=bf16)", "length_batching"]
+
+
+class TestTogether:
+    """A machine whose bf16 pays with another attention alone."""
+
+    TOGETHER = "precision (dtype=bf16) with attention (implementation=eager)"
+
+    @staticmethod
+    def step(args: TrainingArguments) -> float:
+        return 0.05 if {"precision", "attention"} <= set(listed(args)) else 0.1
+
+    def test_what_pays_only_together_is_tried_together(self, tuner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        speedups(monkeypatch, 3.0)
+        tuning = tuner(self.step, model=image_model()).tune()
+        assert tuning.optimizations == {"precision": {"dtype": "bf16"}, "attention": {"implementation": "eager"}}
+        assert [row.way for row in tuning.rows if row.verdict == "taken"] == [self.TOGETHER]
+        assert not [row.way for row in tuning.rows if row.way.startswith("attention")], "it is decided"
+
+    def test_not_where_the_user_has_decided_about_one(self, tuner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        speedups(monkeypatch, 3.0)
+        tuning = tuner(self.step, model=image_model(), decided={"attention": False}).tune()
+        assert tuning.optimizations == {}
+        assert self.TOGETHER not in [row.way for row in tuning.rows]
+
+    def test_not_where_dropout_keeps_the_fused_kernel_away(self, tuner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        speedups(monkeypatch, 3.0)
+        model = image_model()
+        model.config.attention_probs_dropout_prob = 0.1
+        assert self.TOGETHER not in [row.way for row in tuner(self.step, model=model).tune().rows]
 
 
 @pytest.mark.parametrize("compiled", [0.4, 0.9])

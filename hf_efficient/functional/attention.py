@@ -10,6 +10,13 @@ def implementation_of(model: Any) -> str | None:
     return getattr(getattr(model, "config", None), "_attn_implementation", None)
 
 
+def is_fused(model: Any) -> bool:
+    """Whether a training of the model runs PyTorch's fused kernel: it has none with dropout on a CPU."""
+    names = ("attention_probs_dropout_prob", "attention_dropout")
+    dropped = any(getattr(getattr(model, "config", None), name, 0) for name in names)
+    return implementation_of(model) == "sdpa" and not dropped
+
+
 def switch_attention(model: Any, implementation: str, asked: str, remedy: str) -> None:
     """Compute attention by another implementation of transformers' interface.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
+from hf_efficient.functional.attention import is_fused
 from hf_efficient.optimization import Context, Optimization, Order, changed, from_main
 from hf_efficient.proposal import Observed, Proposal
 from hf_efficient.timing import matmul_seconds
@@ -19,6 +20,11 @@ _TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 WORTHWHILE = 1.2
 """A CPU's bf16 must beat fp32 by this factor in a bare matrix product: autocast's conversions cost time as well."""
+
+
+UNFUSED = {"attention": {"implementation": "eager"}}
+"""PyTorch's fused attention takes up to eleven times as long backward in bf16 on a CPU as plain products do, below 200
+tokens, and with that more than bf16 saves elsewhere."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -46,7 +52,10 @@ class Precision(Optimization):
             return
         for dtype in supported(args.device.type)[1:]:
             speedup = matmul_speedup(_TORCH[dtype], device=args.device)
-            yield Proposal({"dtype": dtype}, gain=(1 - 1 / speedup) * observed.computing)
+            gain = (1 - 1 / speedup) * observed.computing
+            yield Proposal({"dtype": dtype}, gain)
+            if args.device.type == "cpu" and is_fused(observed.model):
+                yield Proposal({"dtype": dtype}, gain, beside=UNFUSED)
 
     def check(self, context: Context) -> None:
         device = context.args.device.type
