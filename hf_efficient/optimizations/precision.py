@@ -23,8 +23,8 @@ WORTHWHILE = 1.2
 
 
 UNFUSED = {"attention": {"implementation": "eager"}}
-"""PyTorch's fused attention takes up to eleven times as long backward in bf16 on a CPU as plain products do, below 200
-tokens, and with that more than bf16 saves elsewhere."""
+"""PyTorch's fused attention takes several times as long backward in bf16 on a CPU as plain products do, up to some 200
+tokens, and with that all that bf16 saves elsewhere."""
 
 
 @dataclass(eq=False, kw_only=True)
