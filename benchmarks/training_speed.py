@@ -35,7 +35,14 @@ from benchmarks.tasks import QUIET, ROWS, ready, with_stock_trainer
 from hf_efficient import autotune, passes, trial, tuning
 from hf_efficient.functional import packing, rows
 from hf_efficient.optimization import changed
-from hf_efficient.optimizations import data_pruning, dropout_masks, length_batching, precision, sparse_embeddings
+from hf_efficient.optimizations import (
+    attention,
+    data_pruning,
+    dropout_masks,
+    length_batching,
+    precision,
+    sparse_embeddings,
+)
 from hf_efficient.trial import run_trial
 
 DEFAULT, BEST, OURS = "default", "best", "ours"
@@ -274,7 +281,7 @@ def _turn(bench: Bench, case: Case, settings: dict[str, Any]) -> dict[str, Any]:
 
 LEARNING = (data_pruning, dropout_masks, length_batching, packing, passes, precision, rows, sparse_embeddings)
 """What decides how many steps a training needs."""
-DEPENDS = (autotune, *LEARNING, trial, tuning)
+DEPENDS = (attention, autotune, *LEARNING, trial, tuning)
 
 if __name__ == "__main__":
     main("training_speed", body, DEPENDS)

@@ -152,9 +152,10 @@ class Tuner:
                     one for one in optimization_class(name, "autotune").proposals(observed) if free >= set(one.beside)
                 ]
                 for name in waiting
+                if name not in self.way.optimizations  # taken beside another
             }
             proposed = from_main(own, self.args)
-            waiting = [name for name, ones in proposed.items() if ones and name not in self.way.optimizations]
+            waiting = [name for name, ones in proposed.items() if ones]
             if waiting:
                 name = max(waiting, key=lambda name: _urgency(proposed[name]))
                 waiting.remove(name)

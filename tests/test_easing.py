@@ -66,8 +66,8 @@ def test_a_stage_is_undone_until_it_loses_little(tmp_path: Path, monkeypatch: py
     assert not [path for folder in undone for path in folder.rglob("*.safetensors")]
     assert change["stage"] == "compress"
     assert [note for note in result.report.notes if "undone" in note] == [
-        'compress was undone: it lost 0.4000 at structured_pruning (keep_ffn 0.250).',
-        'compress was undone: it lost 0.1000 at structured_pruning (keep_ffn 0.625).',
+        "compress was undone: it lost 0.4000 at structured_pruning (keep_ffn 0.250).",
+        "compress was undone: it lost 0.1000 at structured_pruning (keep_ffn 0.625).",
     ]
     assert widths(result.model) == [26, 26]
 

@@ -12,9 +12,14 @@ def implementation_of(model: Any) -> str | None:
 
 def is_fused(model: Any) -> bool:
     """Whether a training of the model runs PyTorch's fused kernel: it has none with dropout on a CPU."""
-    names = ("attention_probs_dropout_prob", "attention_dropout")
-    dropped = any(getattr(getattr(model, "config", None), name, 0) for name in names)
-    return implementation_of(model) == "sdpa" and not dropped
+    return implementation_of(model) == "sdpa" and not any("att" in name for name in configured_dropout(model))
+
+
+def configured_dropout(model: Any) -> dict[str, float]:
+    """Rates above 0 in its configuration, by their names there: of attention alone, as "attn_pdrop", and of more."""
+    config = getattr(model, "config", None)
+    named = config.to_dict() if config is not None else {}
+    return {name: value for name, value in named.items() if "drop" in name and isinstance(value, float) and value > 0}
 
 
 def switch_attention(model: Any, implementation: str, asked: str, remedy: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hf_efficient.errors import NoEffectWarning
+from hf_efficient.functional.attention import configured_dropout
 from hf_efficient.optimization import Optimization, Order
 from hf_efficient.proposal import Observed, Proposal
 from hf_efficient.timing import shortest_seconds
@@ -67,11 +68,8 @@ class DropoutMasks(Optimization):
 
 def dropout_rates(model: nn.Module) -> list[float]:
     """Of its dropout modules, and of dropout in its configuration, which functions may use; those above 0."""
-    config = getattr(model, "config", None)
-    named = config.to_dict() if config is not None else {}
-    told = [value for name, value in named.items() if "drop" in name and isinstance(value, float)]
     built = [module.p for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
-    return [rate for rate in (*told, *built) if rate > 0]
+    return [*configured_dropout(model).values(), *(rate for rate in built if rate > 0)]
 
 
 def draw(out: torch.Tensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -20,9 +20,7 @@ _TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 WORTHWHILE = 1.2
 """A CPU's bf16 must beat fp32 by this factor in a bare matrix product: autocast's conversions cost time as well."""
-
-
-UNFUSED = {"attention": {"implementation": "eager"}}
+PLAIN_ATTENTION = {"attention": {"implementation": "eager"}}
 """PyTorch's fused attention takes several times as long backward in bf16 on a CPU as plain products do, up to some 200
 tokens, and with that all that bf16 saves elsewhere."""
 
@@ -55,7 +53,7 @@ class Precision(Optimization):
             gain = (1 - 1 / speedup) * observed.computing
             yield Proposal({"dtype": dtype}, gain)
             if args.device.type == "cpu" and is_fused(observed.model):
-                yield Proposal({"dtype": dtype}, gain, beside=UNFUSED)
+                yield Proposal({"dtype": dtype}, gain, beside=PLAIN_ATTENTION)
 
     def check(self, context: Context) -> None:
         device = context.args.device.type
