@@ -29,7 +29,7 @@ from hf_efficient.machine import machine
 from hf_efficient.optimization import Order, changed, from_main
 from hf_efficient.plan import OPTIMIZATIONS, build_optimizations, conflict, optimization_class
 from hf_efficient.proposal import Observed, Proposal
-from hf_efficient.trial import OUT_OF_MEMORY, WARM_UP, Trial, mean_loss_within, plain, run_trial
+from hf_efficient.trial import OUT_OF_MEMORY, Trial, mean_loss_within, plain, run_trial
 from hf_efficient.tuning import Row, Tuning, remembered
 
 logger = logging.getLogger(__name__)
@@ -177,6 +177,7 @@ class Tuner:
             computing=share(FORWARD, BACKWARD),
             updating=share(OPTIMIZER),
             waiting=share(DATA),
+            padding=self.best.padding,
             out_of_memory=self.best.error == OUT_OF_MEMORY,
         )
 
@@ -299,8 +300,8 @@ def value_of_knowing(slower: float, *trials: Trial) -> float:
 
 
 def _trial_seconds(trial: Trial, steps: int) -> float:
-    """What another trial like this would take, of so many steps that count."""
-    return trial.setup_seconds + (steps + WARM_UP) * trial.seconds / max(1, trial.steps)
+    """What another trial like this would take, of so many steps that count; its warm-up is part of its setting up."""
+    return trial.setup_seconds + steps * trial.seconds / max(1, trial.steps)
 
 
 def _label(name: str, proposal: Proposal) -> str:

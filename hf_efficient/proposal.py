@@ -40,6 +40,7 @@ class Observed:
         lengths: tokens of each training example, shape (examples,); None where examples have no length of their own.
         computing, updating, waiting: share of a step's time in forward and backward passes, in the optimizer, and for
             data; 0 where memory ran out.
+        padding: share of the tokens in the batches that were seen.
         out_of_memory: only what saves memory helps.
     """
 
@@ -49,4 +50,5 @@ class Observed:
     computing: float = 0.0
     updating: float = 0.0
     waiting: float = 0.0
+    padding: float = 0.0
     out_of_memory: bool = False

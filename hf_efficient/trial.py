@@ -19,8 +19,9 @@ from hf_efficient.errors import EfficientError
 from hf_efficient.machine import PeakMemory, measurement_lock
 from hf_efficient.optimization import changed, from_main
 
-WARM_UP = 2
-"""Steps before those that count: kernels are chosen and memory is fetched in them."""
+WARM_UP, WARM_UP_CPU = 2, 1
+"""Steps before those that count: kernels are chosen, memory is fetched, and what depends on shapes is compiled anew in
+them. On a CPU the first one does for what is not compiled, and steps are long."""
 OUT_OF_MEMORY = "out of memory"
 CHANCE = 0.0027
 """Probability, beyond which lie three standard errors of a normal distribution."""
@@ -48,6 +49,7 @@ class Trial:
         losses: of each of these steps, summed over its micro-batches.
         steps: optimizer steps that the whole training takes.
         shares: part of a step -> share of its time.
+        padding: share of the tokens in these steps' batches.
         setup_seconds: what the trial took beside the steps that count.
         memory_mb: at the peak: of the device, or of this process on a CPU.
         error: why it did not run; empty if it did.
@@ -57,6 +59,7 @@ class Trial:
     losses: list[float] = field(default_factory=list)
     steps: int = 0
     shares: dict[str, float] = field(default_factory=dict)
+    padding: float = 0.0
     setup_seconds: float = 0.0
     memory_mb: float = 0.0
     error: str = ""
@@ -75,8 +78,13 @@ class Trial:
         return 2 * 1.25 * spread * self.steps  # a median's is 1.25 times a mean's
 
 
+def warm_up(args: TrainingArguments) -> int:
+    """How many steps a trial makes before those that count."""
+    return WARM_UP_CPU if args.device.type == "cpu" and not args.torch_compile else WARM_UP
+
+
 def run_trial(build: Callable[[TrainingArguments], Trainer], args: TrainingArguments, steps: int) -> Trial:
-    """Train ``steps`` steps with ``args``, after `WARM_UP`, with a trainer that nothing else uses; nothing is kept.
+    """Train ``steps`` steps with ``args``, after a `warm_up`, with a trainer that nothing else uses; nothing is kept.
 
     Args:
         build: a trainer of its own, with a model of its own.
@@ -118,7 +126,8 @@ class _Clock(Accounting):
         super().__init__(trainer)
         self.seconds: list[float] = []
         self.losses: list[Any] = []
-        self._left = steps + WARM_UP + self._waits
+        self.warm_up = warm_up(trainer.args)
+        self._left = steps + self.warm_up + self._waits
         self._step_began = time.perf_counter()
         self._total: Any = 0.0
 
@@ -148,7 +157,7 @@ class _Clock(Accounting):
         self.losses.append(self._total)
         self._step_began, self._total = now, 0.0
         self._sampling = not self._waits or self._left == 1
-        if self._waits or len(self.seconds) == WARM_UP:
+        if self._waits or len(self.seconds) == self.warm_up:
             self.restart()
 
 
@@ -160,12 +169,13 @@ def _steps(trainer: Trainer, steps: int) -> dict[str, Any]:
         trainer.train()
     total = sum(clock.spent[part] for part in STEP_PARTS)
     # A training of no more steps than the warm-up has no others to show
-    counted = slice(WARM_UP, None) if len(clock.seconds) > WARM_UP else slice(None)
+    counted = slice(clock.warm_up, None) if len(clock.seconds) > clock.warm_up else slice(None)
     return {
         "step_seconds": clock.seconds[counted],
         "losses": [float(loss) for loss in clock.losses[counted]],
         "steps": trainer.state.max_steps,
         "shares": {part: clock.spent[part] / total for part in STEP_PARTS} if total else {},
+        "padding": 1 - int(clock.real) / clock.padded if clock.padded else 0.0,
     }
 
 

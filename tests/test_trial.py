@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_efficient import ConfigError, EfficientTrainer, EfficientTrainingArguments
-from hf_efficient.trial import OUT_OF_MEMORY, WARM_UP, Trial, mean_loss_within, plain, run_trial
+from hf_efficient.trial import OUT_OF_MEMORY, WARM_UP, WARM_UP_CPU, Trial, mean_loss_within, plain, run_trial, warm_up
 from tests.test_parity import assert_same_tensors, build
 from tests.tiny import arguments, text_model
 
@@ -39,6 +39,7 @@ def test_it_times_steps_and_leaves_nothing(tmp_path: Path, args: Any, optimizati
     assert trial.steps == 3 * 48 // args.per_device_train_batch_size
     assert sum(trial.shares.values()) == pytest.approx(1)
     assert trial.shares["forward"] > 0
+    assert (trial.padding > 0.1) == ("length_batching" not in optimizations)
     assert 0 < trial.losses[0] < 2
     assert trial.memory_mb > 0
     assert_same_tensors(before, dict(model.state_dict()))
@@ -58,7 +59,7 @@ def test_parts_of_a_step_are_known_where_they_have_to_be_waited_for(
     assert len(trial.step_seconds) == len(trial.losses) == 3
     assert sum(trial.shares.values()) == pytest.approx(1)
     assert trial.shares["forward"] > 0
-    assert 3 + WARM_UP < len(waited) < 4 * (3 + WARM_UP)
+    assert 3 + WARM_UP_CPU < len(waited) < 5 * (3 + WARM_UP_CPU)
 
 
 def test_same_seed_same_losses(tmp_path: Path, args: Any) -> None:
@@ -69,10 +70,15 @@ def test_same_seed_same_losses(tmp_path: Path, args: Any) -> None:
 
 
 def test_a_short_training_shows_what_it_has(tmp_path: Path, args: Any) -> None:
-    args.num_train_epochs, args.max_steps = 1, WARM_UP
+    args.num_train_epochs, args.max_steps = 1, WARM_UP_CPU
     trial = run_trial(build_with(text_model(), tmp_path), args, 4)
-    assert len(trial.step_seconds) == WARM_UP
-    assert trial.steps == WARM_UP
+    assert len(trial.step_seconds) == trial.steps == WARM_UP_CPU
+
+
+def test_what_is_compiled_warms_up_for_longer(args: Any) -> None:
+    assert warm_up(args) == WARM_UP_CPU
+    args.torch_compile = True
+    assert warm_up(args) == WARM_UP
 
 
 def test_accumulated_losses_are_of_whole_steps(tmp_path: Path, args: Any) -> None:
