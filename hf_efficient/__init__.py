@@ -70,6 +70,7 @@ _PUBLIC = {
     "StructuredPruning": "optimizations.structured_pruning",
     "Task": "task",
     "VocabularyTrimming": "optimizations.vocabulary_trimming",
+    "WeightAveraging": "optimizations.weight_averaging",
     "WeightFusion": "optimizations.weight_fusion",
     "build": "checkpoint",
     "efficient": "trainer",
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.sparse_embeddings import SparseEmbeddings as SparseEmbeddings
     from hf_efficient.optimizations.structured_pruning import StructuredPruning as StructuredPruning
     from hf_efficient.optimizations.vocabulary_trimming import VocabularyTrimming as VocabularyTrimming
+    from hf_efficient.optimizations.weight_averaging import WeightAveraging as WeightAveraging
     from hf_efficient.optimizations.weight_fusion import WeightFusion as WeightFusion
     from hf_efficient.plan import Plan as Plan
     from hf_efficient.publishing import publish as publish

@@ -36,6 +36,7 @@ OPTIMIZATIONS = {
     "structured_pruning": "hf_efficient.optimizations.structured_pruning:StructuredPruning",
     "threads": "hf_efficient.optimizations.threads:Threads",
     "vocabulary_trimming": "hf_efficient.optimizations.vocabulary_trimming:VocabularyTrimming",
+    "weight_averaging": "hf_efficient.optimizations.weight_averaging:WeightAveraging",
     "weight_fusion": "hf_efficient.optimizations.weight_fusion:WeightFusion",
 }
 """Name -> where the class lives. Strings, so that the core imports no instance and optional packages stay optional."""

@@ -9,8 +9,10 @@ import transformers
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
+from hf_efficient.checkpoint import load_state
 from hf_efficient.functional.memory import TensorBytes
 from hf_efficient.functional.optimizer_state import adamw_state_bytes, optimizer_state_bytes
+from hf_efficient.resumption import newest_whole
 from tests.tiny import VOCABULARY
 
 
@@ -85,6 +87,17 @@ def fused_weights(before: Any, after: Any) -> bool:
     kept, all_weights = (sum(p.numel() for p in one.model.parameters()) for one in (after, before))
     features = sum(m.out_features for n, m in after.model.named_modules() if n.endswith(("intermediate.dense", "fc1")))
     return kept < all_weights and features == 72 and 2 * sum(packed) > 0.7 * kept and sum(dense) < 0.3 * kept
+
+
+def averaged_weights(before: Any, after: Any) -> bool:
+    """A checkpoint's model is not what its training goes on with, and not far from it."""
+    folder = newest_whole(after.args.output_dir)
+    kept = load_state(folder)["optimizations"]["weight_averaging"]
+    apart, moved = (
+        sum((one - other.get_parameter(name)).detach().square().sum().item() for name, one in kept["others"].items())
+        for other in (type(after.model).from_pretrained(folder), before.model)
+    )
+    return kept["shown"] and 0 < apart < moved
 
 
 def another_kernel(before: Any, after: Any) -> bool:

@@ -131,6 +131,7 @@ ROWS = {
     ),
     "threads": Row({"count": 2}, {"count": 1}, effects.two_threads),
     "vocabulary_trimming": Row({"size": 32}, {"min_count": 0}, effects.fewer_tokens, idle_on=("vision",)),
+    "weight_averaging": Row({"every": 1}, None, effects.averaged_weights),
     "weight_fusion": Row(
         {"merge": 0.25, "cluster": 4, "start": 0.25},
         {},
