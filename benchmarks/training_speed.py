@@ -33,13 +33,15 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from benchmarks.harness import Bench, alone, main, ratios
 from benchmarks.tasks import QUIET, ROWS, ready, with_stock_trainer
 from hf_efficient import autotune, passes, trial, tuning
-from hf_efficient.functional import packing, rows
+from hf_efficient.functional import packing as packed_layers
+from hf_efficient.functional import rows
 from hf_efficient.optimization import changed
 from hf_efficient.optimizations import (
     attention,
     data_pruning,
     dropout_masks,
     length_batching,
+    packing,
     precision,
     sparse_embeddings,
     weight_averaging,
@@ -285,7 +287,7 @@ LEARNING = (
     data_pruning,
     dropout_masks,
     length_batching,
-    packing,
+    packed_layers,
     passes,
     precision,
     rows,
@@ -293,7 +295,7 @@ LEARNING = (
     weight_averaging,
 )
 """What decides how many steps a training needs."""
-DEPENDS = (attention, autotune, *LEARNING, trial, tuning)
+DEPENDS = (attention, autotune, packing, *LEARNING, trial, tuning)
 
 if __name__ == "__main__":
     main("training_speed", body, DEPENDS)

@@ -12,6 +12,7 @@ from hf_efficient.blocks import layer_stacks, layers_of
 from hf_efficient.capture import depths
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.functional.attention import implementation_of, switch_attention
+from hf_efficient.functional.batching import random_padding
 from hf_efficient.functional.examples import counted_outputs, positions
 from hf_efficient.functional.packing import NAME, PackedLayers, register
 from hf_efficient.optimization import Context, Optimization, Order
@@ -52,8 +53,11 @@ class Packing(Optimization):
 
     @classmethod
     def proposals(cls, observed: Observed) -> Iterable[Proposal]:
-        if observed.lengths is not None and getattr(observed.model, "_supports_attention_backend", False):
-            yield Proposal(gain=observed.padding * observed.computing)
+        lengths, args = observed.lengths, observed.args
+        if lengths is not None and getattr(observed.model, "_supports_attention_backend", False):
+            # That of random batches is known for all of them; what was seen is less where others form them
+            padding = min(observed.padding, random_padding(lengths, args.train_batch_size, args.seed))
+            yield Proposal(gain=padding * observed.computing)
 
     def check(self, context: Context) -> None:
         if context.args.n_gpu > 1:

@@ -92,9 +92,9 @@ def test_layers_that_mix_positions_are_found_out(tmp_path: Path) -> None:
 
 
 def test_it_is_proposed_by_the_padding_that_batches_have(tmp_path: Path) -> None:
-    args = EfficientTrainingArguments(str(tmp_path), use_cpu=True)
-    lengths = torch.tensor([8, 4])
-    for padding in (0.5, 0.0):
-        (proposal,) = Packing.proposals(Observed(args, text_model(), lengths, computing=0.8, padding=padding))
+    args = EfficientTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=16)
+    lengths = torch.tensor([8, 4] * 8)  # a quarter of a random batch is padding
+    for seen, padding in ((0.0, 0.0), (0.1, 0.1), (0.5, 0.25)):
+        (proposal,) = Packing.proposals(Observed(args, text_model(), lengths, computing=0.8, padding=seen))
         assert proposal.gain == pytest.approx(0.8 * padding)
     assert not list(Packing.proposals(Observed(args, image_model(), computing=0.8)))
