@@ -202,11 +202,11 @@ class _Judge(TrainerCallback):
 def _reached(
     bench: Bench, case: Case, seed: int, settings: dict[str, Any], whole: bool, at_most: int | None
 ) -> dict[str, Any]:
-    task, splits, _ = _loaded(case.row, bench.quick)
+    task, splits, _ = loaded(case.row, bench.quick)
     often = max(1, len(splits["train"]) // (4 * settings["per_device_train_batch_size"]))
     with TemporaryDirectory() as folder:
         judged = {**settings, "eval_strategy": "steps", "eval_steps": often}
-        made = _trainer(bench, case, _arguments(bench, case, folder, seed, judged))
+        made = trainer(bench, case, arguments(bench, case, folder, seed, judged))
         judge = _Judge(task.main_metric, case.target, not whole, at_most)
         made.add_callback(judge)
         made.train()
@@ -220,7 +220,7 @@ def _reached(
 
 
 @functools.cache
-def _loaded(row: str, quick: bool) -> Any:
+def loaded(row: str, quick: bool) -> Any:
     recipe, task, data = ready(ROWS[row])
     splits = task.encode_all(data)
     if quick:
@@ -228,16 +228,16 @@ def _loaded(row: str, quick: bool) -> Any:
     return task, splits, recipe.model
 
 
-def _arguments(bench: Bench, case: Case, folder: str, seed: int, settings: dict[str, Any]) -> Any:
-    task = _loaded(case.row, bench.quick)[0]
+def arguments(bench: Bench, case: Case, folder: str, seed: int, settings: dict[str, Any]) -> Any:
+    task = loaded(case.row, bench.quick)[0]
     short = {"num_train_epochs": 1} if bench.quick else {}
     given = {**task.arguments(), **QUIET, "optimizations": {}, "measure_seconds": 0, **settings, **short}
     return task.arguments_class(folder, seed=seed, **given)
 
 
-def _trainer(bench: Bench, case: Case, args: Any) -> Any:
+def trainer(bench: Bench, case: Case, args: Any) -> Any:
     """Ours where the arguments ask for anything of ours; stock's else."""
-    task, splits, model = _loaded(case.row, bench.quick)
+    task, splits, model = loaded(case.row, bench.quick)
     by = task if args.optimizations or args.autotune else with_stock_trainer(task)
     set_seed(args.seed)
     data = {"train_dataset": splits["train"], "eval_dataset": splits["validation"]}
@@ -271,13 +271,13 @@ def _paced(bench: Bench, case: Case, ways: dict[str, dict[str, Any]]) -> dict[st
 def _turn(bench: Bench, case: Case, settings: dict[str, Any]) -> dict[str, Any]:
     """A few steps; of a way that is tuned, after tuning it anew."""
     with TemporaryDirectory() as folder, patch.dict(os.environ, {tuning.CACHE_VARIABLE: folder}):
-        args, before, chosen = _arguments(bench, case, folder, 0, settings), 0.0, {}
+        args, before, chosen = arguments(bench, case, folder, 0, settings), 0.0, {}
         if args.autotune:
-            found = _trainer(bench, case, args).tuning
+            found = trainer(bench, case, args).tuning
             chosen = {"optimizations": {**args.optimizations, **found.optimizations}, **found.args}
             before = found.tuning_s
             args = changed(args, autotune=False, **chosen)
-        timed = run_trial(functools.partial(_trainer, bench, case), args, 2 if bench.quick else STEPS)
+        timed = run_trial(functools.partial(trainer, bench, case), args, 2 if bench.quick else STEPS)
     if args.torch_compile or "compile" in args.optimizations:
         before += timed.setup_seconds
     return {"step_s": statistics.median(timed.step_seconds), "before_s": before, "chosen": chosen}
