@@ -27,6 +27,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -160,9 +161,12 @@ def ratios(ones: Iterable[float], others: Iterable[float]) -> list[float]:
 def alone(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)`` in a process of its own.
 
-    For what is timed: the threads and memory that trainings left in this process have no part in it.
+    For what is timed: the threads and memory that trainings left in this process have no part in it. It starts others
+    as this one does, though it was itself spawned.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    method = multiprocessing.get_start_method()
+    begin = partial(multiprocessing.set_start_method, method, force=True)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin) as pool:
         return pool.submit(function, *args).result()
 
 

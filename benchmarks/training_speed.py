@@ -38,6 +38,7 @@ from hf_efficient.functional import rows
 from hf_efficient.optimization import changed
 from hf_efficient.optimizations import (
     attention,
+    data_loading,
     data_pruning,
     dropout_masks,
     length_batching,
@@ -295,7 +296,7 @@ LEARNING = (
     weight_averaging,
 )
 """What decides how many steps a training needs."""
-DEPENDS = (attention, autotune, packing, *LEARNING, trial, tuning)
+DEPENDS = (attention, autotune, data_loading, packing, *LEARNING, trial, tuning)
 
 if __name__ == "__main__":
     main("training_speed", body, DEPENDS)

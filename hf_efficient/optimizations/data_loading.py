@@ -1,9 +1,12 @@
 """Batches made beforehand, in processes of their own."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.machine import available_cores
@@ -13,8 +16,8 @@ from hf_efficient.proposal import Observed, Proposal
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-START_SECONDS = 1.0
-"""For workers to start, in one epoch."""
+START_SECONDS, IMPORT_SECONDS = 0.5, 7.0
+"""For workers to start, in each epoch: where they are forked, and where they import everything anew."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -43,8 +46,10 @@ class DataLoading(Optimization):
     @classmethod
     def proposals(cls, observed: Observed) -> Iterable[Proposal]:
         if not observed.args.dataloader_num_workers:
+            start = START_SECONDS if torch.multiprocessing.get_start_method() == "fork" else IMPORT_SECONDS
+            epochs = 1 if observed.args.max_steps > 0 else math.ceil(observed.args.num_train_epochs)
             for workers in sorted({1, max(1, min(4, available_cores() // 2))}):
-                yield Proposal({"workers": workers}, observed.waiting, START_SECONDS)
+                yield Proposal({"workers": workers}, observed.waiting, start * epochs)
 
     def configure(self, args: "TrainingArguments") -> "TrainingArguments":
         wanted = {

@@ -1,6 +1,7 @@
 """Cells are computed once, claims are medians, and the page says what the results say."""
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def test_cells_of_another_benchmark(tmp_path: Path) -> None:
 
 def test_alone_is_another_process() -> None:
     assert harness.alone(os.getpid) != os.getpid()
+    assert harness.alone(multiprocessing.get_start_method) == multiprocessing.get_start_method()
 
 
 def test_claims(tmp_path: Path) -> None:
