@@ -1,5 +1,6 @@
 """Weight averaging: what is evaluated, saved and finished is the average of the weights of the latest steps."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,8 @@ class WeightAveraging(Optimization):
 
     With the weights that it has after every so many steps, for the t-th time, ``average += (eta + 1) / (t + eta) *
     (weights - average)``: polynomial-decay averaging (Shamir and Zhang 2013, arXiv 1212.1824, section 4). The training
-    itself goes on with the weights as they are; evaluations, checkpoints and the finished model have the average. That
-    an average of late weights is as good as a longer training: Kaddour 2022, arXiv 2209.14981.
+    itself goes on with the weights as they are; evaluations, checkpoints and the finished model have the average. While
+    the learning rate is high, an average of late weights stands for further steps (Kaddour 2022, arXiv 2209.14981).
     """
 
     eta: float = 8.0
@@ -32,8 +33,8 @@ class WeightAveraging(Optimization):
     conflicts = frozenset({"layer_freezing", "pruning", "weight_fusion"})  # they look at weights between steps
 
     def __post_init__(self) -> None:
-        if not self.eta >= 0:
-            raise ConfigError(f"weight_averaging.eta must be 0 or more, got {self.eta:g}")
+        if not 0 <= self.eta < math.inf:
+            raise ConfigError(f"weight_averaging.eta must be a number from 0 on, got {self.eta:g}")
         if self.every < 1:
             raise ConfigError(f"weight_averaging.every must be at least 1, got {self.every}")
         self.reset()

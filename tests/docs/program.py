@@ -84,8 +84,8 @@ def _make_small(patch_: Any) -> None:
     measure_hastily(patch_)
     for module in ("before_after", "export"):
         patch_.setattr(f"hf_efficient.{module}.measure", _hasty)
-    patch_.setattr("hf_efficient.cutting.costs.LEAST_SECONDS", 0.01)
-    patch_.setattr("hf_efficient.cutting.costs.ROUNDS", 3)
+    patch_.setattr("hf_efficient.cutting.costs.LEAST_SECONDS", 0.05)
+    patch_.setattr("hf_efficient.cutting.costs.ROUNDS", 5)
     patch_.setattr("hf_efficient.profiling.bounds.KINDS", {"torch": None})
     folder = Path("recipe").absolute()
     folder.mkdir()

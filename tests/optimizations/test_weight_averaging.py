@@ -142,7 +142,7 @@ def test_too_short_a_training_says_so(tmp_path: Path) -> None:
         trained(tmp_path, averaging={}, max_steps=2)
 
 
-@pytest.mark.parametrize("settings", [{"eta": -1.0}, {"eta": float("nan")}, {"every": 0}])
+@pytest.mark.parametrize("settings", [{"eta": -1.0}, {"eta": float("inf")}, {"eta": float("nan")}, {"every": 0}])
 def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"weight_averaging.{next(iter(settings))} must be"):
         WeightAveraging(**settings)
