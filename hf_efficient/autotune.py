@@ -78,9 +78,12 @@ class Way:
         )
 
     def arguments(self, args: TrainingArguments) -> TrainingArguments:
-        """``args`` as this way has them; the user's own optimizations stay."""
+        """``args`` as this way has them; the user's own optimizations stay.
+
+        Anew in any case: Accelerate still is as the last trial has set it up, which args undo when they are made.
+        """
         if not self.optimizations and not self.args:
-            return args
+            return changed(args)
         listed = {**(getattr(args, "optimizations", None) or {}), **self.optimizations}
         return changed(args, optimizations=listed, **self.args)
 

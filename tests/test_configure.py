@@ -13,9 +13,12 @@ from hf_efficient import (
     EfficientTrainingArguments,
     NoEffectWarning,
     StructuredPruning,
+    autotune,
     efficient,
 )
 from hf_efficient.configure import Constructor
+from hf_efficient.optimizations import precision
+from hf_efficient.plan import OPTIMIZATIONS
 from hf_efficient.tuning import CACHE_VARIABLE
 from tests.test_parity import assert_same_tensors, build, train
 from tests.tiny import KINDS, arguments
@@ -54,6 +57,17 @@ def test_real_trials_choose_and_the_training_is_that_of_the_choice(tmp_path: Pat
         one.args.max_steps = 4
     train(trainer, same)
     assert_same_tensors(dict(trainer.model.state_dict()), dict(same.model.state_dict()))
+
+
+def test_what_the_last_trial_set_up_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate keeps the mixed precision of whoever asked first."""
+    monkeypatch.setattr(precision, "matmul_speedup", lambda dtype, **_: 3.0)
+    monkeypatch.setattr(autotune.Tuner, "_halve", lambda *args: None)  # takes nothing
+    others = {name: False for name in OPTIMIZATIONS if name != "precision"}
+    trainer = tuned(tmp_path, optimizations=others)
+    assert trainer.tuning.rows[-1].way == "precision (dtype=bf16)"
+    assert trainer.tuning.rows[-1].verdict == "tried"
+    assert trainer.accelerator.mixed_precision == "no"
 
 
 def test_a_resumed_training_keeps_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
