@@ -7,12 +7,9 @@ without averaging, since it goes on with the same weights.
 
 import functools
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from benchmarks.harness import Bench, main
@@ -48,55 +45,27 @@ def gain(curve: list[list[float]], start: float, end: float) -> float:
 
 
 class _Both(TrainerCallback):
-    """Judges the weights that train, too, whenever the average has been judged."""
+    """Judges the weights that train, too, whenever the average has been judged; at the end both on test data."""
 
-    def __init__(self, judge: Any, metric: str):
-        self.judge, self.metric, self.busy = judge, f"eval_{metric}", False
+    def __init__(self, judge: Any, metric: str, test: Any):
+        self.judge, self.metric, self.test, self.busy = judge, metric, test, False
         self.curve: list[list[float]] = []
+        self.scores: list[float] = []
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if self.busy:
             return
-        self.busy = True
-        with plain_weights(self.judge):
-            plain = self.judge.evaluate()[self.metric]
+        self.busy, averaging, at_end = True, self.judge.optimizations[0], state.global_step == state.max_steps
+        averaged = self._tested() if at_end else []
+        averaging.show(False)
+        plain = self.judge.evaluate()[f"eval_{self.metric}"]
+        self.scores = [*averaged, *(self._tested() if at_end else [])]
+        averaging.show(True)
         self.busy = False
-        self.curve.append([state.global_step / state.max_steps, metrics[self.metric], plain])
+        self.curve.append([state.global_step / state.max_steps, metrics[f"eval_{self.metric}"], plain])
 
-
-@contextmanager
-def plain_weights(made: Any) -> Iterator[None]:
-    """The model of ``made`` with the weights that train, while it has their average."""
-    state = made.optimizations[0].state_dict()
-    assert state["shown"]
-    named = dict(made.model.named_parameters())
-    averages = {name: named[name].detach().clone() for name in state["others"]}
-    _put(named, state["others"])
-    yield
-    _put(named, averages)
-
-
-@torch.no_grad()
-def _put(named: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    for name, weight in weights.items():
-        named[name].copy_(weight)
-
-
-class _AtEnd(TrainerCallback):
-    """Judges both on test data, after the last evaluation of the training."""
-
-    def __init__(self, judge: Any, metric: str, test: Any):
-        self.judge, self.metric, self.test = judge, f"test_{metric}", test
-        self.scores: list[float] = []
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == state.max_steps and not self.scores:
-            self.scores = [self._score()]
-            with plain_weights(self.judge):
-                self.scores.append(self._score())
-
-    def _score(self) -> float:
-        return float(self.judge.predict(self.test, metric_key_prefix="test").metrics[self.metric])
+    def _tested(self) -> list[float]:
+        return [float(self.judge.predict(self.test, metric_key_prefix="test").metrics[f"test_{self.metric}"])]
 
 
 def judged(bench: Bench, name: str, seed: int) -> dict[str, Any]:
@@ -110,11 +79,10 @@ def judged(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         given = {**settings, **often, "use_cpu": True, "bf16": True, "optimizations": listed}
         made = trainer(bench, case, arguments(bench, case, folder, seed, given))
-        both, end = _Both(made, task.main_metric), _AtEnd(made, task.main_metric, splits["test"])
-        for callback in (end, both):
-            made.add_callback(callback)
+        both = _Both(made, task.main_metric, splits["test"])
+        made.add_callback(both)
         made.train()
-    return {"curve": both.curve, "test": end.scores}
+    return {"curve": both.curve, "test": both.scores}
 
 
 if __name__ == "__main__":

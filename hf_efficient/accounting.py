@@ -76,6 +76,11 @@ class Accounting(TrainerCallback):
         self.examples, self.padded, self.real = 0, 0, torch.zeros((), dtype=torch.long, device=self.device)
         self._since = self._began = time.perf_counter()
 
+    @property
+    def padding(self) -> float:
+        """Share of the tokens so far; 0 where inputs are none."""
+        return 1 - int(self.real) / self.padded if self.padded else 0.0
+
     def loss(self, compute_loss: Callable[..., Any], model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """``compute_loss(model, inputs, ...)``, clocked and counted where the model trains."""
         if not model.training:
@@ -154,8 +159,7 @@ class Accounting(TrainerCallback):
         trained = self._seconds * (1 - shares[EVALUATION] - shares[SAVING]) / self.args.world_size
         told: dict[str, Any] = {"examples_per_second": self.examples / trained}
         if self.padded:
-            real = int(self.real)
-            told.update(tokens_per_second=real / trained, padding_share=1 - real / self.padded)
+            told.update(tokens_per_second=int(self.real) / trained, padding_share=self.padding)
         told["time"] = {part: round(share, 4) for part, share in shares.items()}
         if measure and not (self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled):
             told.update(self._achieved(self._seconds * (shares[FORWARD] + shares[BACKWARD])))

@@ -82,8 +82,6 @@ class Way:
 
         Anew in any case: Accelerate still is as the last trial has set it up, which args undo when they are made.
         """
-        if not self.optimizations and not self.args:
-            return changed(args)
         listed = {**(getattr(args, "optimizations", None) or {}), **self.optimizations}
         return changed(args, optimizations=listed, **self.args)
 

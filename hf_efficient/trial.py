@@ -175,7 +175,7 @@ def _steps(trainer: Trainer, steps: int) -> dict[str, Any]:
         "losses": [float(loss) for loss in clock.losses[counted]],
         "steps": trainer.state.max_steps,
         "shares": {part: clock.spent[part] / total for part in STEP_PARTS} if total else {},
-        "padding": 1 - int(clock.real) / clock.padded if clock.padded else 0.0,
+        "padding": clock.padding,
     }
 
 

@@ -1,12 +1,11 @@
 """Batches made beforehand, in processes of their own."""
 
 import math
+import multiprocessing
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
 from hf_efficient.machine import available_cores
@@ -46,7 +45,9 @@ class DataLoading(Optimization):
     @classmethod
     def proposals(cls, observed: Observed) -> Iterable[Proposal]:
         if not observed.args.dataloader_num_workers:
-            start = START_SECONDS if torch.multiprocessing.get_start_method() == "fork" else IMPORT_SECONDS
+            # Only asked: the user may set it yet
+            method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+            start = START_SECONDS if method == "fork" else IMPORT_SECONDS
             epochs = 1 if observed.args.max_steps > 0 else math.ceil(observed.args.num_train_epochs)
             for workers in sorted({1, max(1, min(4, available_cores() // 2))}):
                 yield Proposal({"workers": workers}, observed.waiting, start * epochs)

@@ -61,17 +61,17 @@ class WeightAveraging(Optimization):
             self._times, self._shown = saved["times"], saved["shown"]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._show(False)
+        self.show(False)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
             self._times += 1
             averaged = get_ema_multi_avg_fn(1 - (self.eta + 1) / (self._times + self.eta))
             averaged(list(self._others.values()), list(self._weights.values()), self._times)
-        self._show(control.should_evaluate or control.should_save)
+        self.show(control.should_evaluate or control.should_save)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._show(self._shown or control.should_evaluate or control.should_save)
+        self.show(self._shown or control.should_evaluate or control.should_save)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self._times:
@@ -81,11 +81,11 @@ class WeightAveraging(Optimization):
                 2,
             )
         elif not (args.load_best_model_at_end and state.best_model_checkpoint):  # which has been loaded by now
-            self._show(True)
+            self.show(True)
         self._weights, self._others = {}, {}
 
     @torch.no_grad()
-    def _show(self, shown: bool) -> None:
+    def show(self, shown: bool) -> None:
         """Let the model have the average, or the weights that it trains. In place: an optimizer holds the tensors."""
         if not self._times or shown == self._shown:
             return

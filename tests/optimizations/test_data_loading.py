@@ -1,10 +1,10 @@
 """When workers are proposed; what every optimization does is in `tests/test_contract.py`."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from hf_efficient import EfficientTrainingArguments
 from hf_efficient.optimizations.data_loading import IMPORT_SECONDS, START_SECONDS, DataLoading
@@ -17,7 +17,7 @@ from tests.tiny import image_model
 def test_workers_start_in_each_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, seconds: float, length: Any, times: int
 ) -> None:
-    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda: method)
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda **_: method)
     args = EfficientTrainingArguments(str(tmp_path), use_cpu=True, **length)
     for proposal in DataLoading.proposals(Observed(args, image_model(), waiting=0.4)):
         assert proposal.gain == 0.4
