@@ -10,8 +10,9 @@ Three ways to train the first stage of a recipe on a real set:
 
 Banking77 and all-MiniLM-L6-v2; other sets in `benchmarks.training_speed_tasks`. A way's time is the steps until the
 target is first reached on validation data, in trainings judged four times an epoch (all of its steps where it is not),
-times the seconds that a step takes, timed in turns with the other ways and with nothing beside them; for ours with what
-tuning took, for a compiled way with compiling. Evaluations are counted on no side. The default's trainings
+times the seconds that a step takes, timed in turns with the other ways and with nothing beside them (where steps grow
+with progressive_resizing, of those steps); for ours with what tuning took, for a compiled way with compiling.
+Evaluations are counted on no side. The default's trainings
 end when they have reached the target, those of the others go on to their end, where they are judged on test data; one
 of the search ends when it has taken longer than the best so far. Steps of the default and of the search are counted in
 bf16 and, for texts, without computing padding, with the batches that stock forms and dropout_masks: what a step learns
@@ -44,6 +45,7 @@ from hf_efficient.optimizations import (
     length_batching,
     packing,
     precision,
+    progressive_resizing,
     sparse_embeddings,
     weight_averaging,
 )
@@ -106,7 +108,8 @@ def measured(bench: Bench, case: Case, prefix: str = "") -> None:
         seeds = bench.seeds[: case.default_seeds] if way == DEFAULT else bench.seeds
         found = [reached(bench, case, seed, trained, whole=way != DEFAULT) for seed in seeds]
         steps = [each["steps"] or each["all_steps"] for each in found]
-        times[way] = [each * pace[way]["step_s"] + pace[way]["before_s"] for each in steps]
+        ends = [each["all_steps"] for each in found]
+        times[way] = [_elapsed(pace[way], *each) for each in zip(steps, ends, strict=True)]
         tests[way] = [each["test"] for each in found]
         bench.claim(f"{prefix}{way}_seconds", times[way], f"s to {case.target} on validation data")
         missed = "".join(f", {each['best']:.3f} at its end" for each in found if each["steps"] is None)
@@ -117,6 +120,12 @@ def measured(bench: Bench, case: Case, prefix: str = "") -> None:
     lost = [100 * (one - other) for one, other in zip(tests[BEST], tests[OURS], strict=True)]
     bench.claim(f"{prefix}points_lost", lost, "points of test score, best - ours", "<= 0.2")
     bench.claim(f"{prefix}tuning_seconds", pace[OURS]["before_s"], "s that autotune took")
+
+
+def _elapsed(pace: Mapping[str, Any], steps: int, of: int) -> float:
+    """Seconds until the first ``steps`` of a training of ``of`` steps are done."""
+    course = pace["course"] or [pace["step_s"]]
+    return pace["before_s"] + sum(course[step * len(course) // of] for step in range(steps))
 
 
 def default(case: Case) -> dict[str, Any]:
@@ -262,6 +271,7 @@ def _paced(bench: Bench, case: Case, ways: dict[str, dict[str, Any]]) -> dict[st
     return {
         name: {
             "step_s": statistics.median(turn["step_s"] for turn in turns),
+            "course": [statistics.median(each) for each in zip(*(turn["course"] for turn in turns), strict=True)],
             "before_s": statistics.median(turn["before_s"] for turn in turns),
             "chosen": turns[-1]["chosen"],
         }
@@ -270,7 +280,7 @@ def _paced(bench: Bench, case: Case, ways: dict[str, dict[str, Any]]) -> dict[st
 
 
 def _turn(bench: Bench, case: Case, settings: dict[str, Any]) -> dict[str, Any]:
-    """A few steps; of a way that is tuned, after tuning it anew."""
+    """A few steps, or where they grow a training of a few steps; of a way that is tuned, after tuning it anew."""
     with TemporaryDirectory() as folder, patch.dict(os.environ, {tuning.CACHE_VARIABLE: folder}):
         args, before, chosen = arguments(bench, case, folder, 0, settings), 0.0, {}
         if args.autotune:
@@ -278,10 +288,14 @@ def _turn(bench: Bench, case: Case, settings: dict[str, Any]) -> dict[str, Any]:
             chosen = {"optimizations": {**args.optimizations, **found.optimizations}, **found.args}
             before = found.tuning_s
             args = changed(args, autotune=False, **chosen)
-        timed = run_trial(functools.partial(trainer, bench, case), args, 2 if bench.quick else STEPS)
+        steps, grows = 2 if bench.quick else STEPS, "progressive_resizing" in (args.optimizations or {})
+        args = changed(args, max_steps=steps + trial.warm_up(args)) if grows else args
+        timed = run_trial(functools.partial(trainer, bench, case), args, steps)
     if args.torch_compile or "compile" in args.optimizations:
         before += timed.setup_seconds
-    return {"step_s": statistics.median(timed.step_seconds), "before_s": before, "chosen": chosen}
+    course = timed.step_seconds if grows else []
+    step_s = statistics.fmean(course) if grows else statistics.median(timed.step_seconds)
+    return {"step_s": step_s, "course": course, "before_s": before, "chosen": chosen}
 
 
 LEARNING = (
@@ -291,6 +305,7 @@ LEARNING = (
     packed_layers,
     passes,
     precision,
+    progressive_resizing,
     rows,
     sparse_embeddings,
     weight_averaging,

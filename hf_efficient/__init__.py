@@ -61,6 +61,7 @@ _PUBLIC = {
     "Packing": "optimizations.packing",
     "Plan": "plan",
     "Precision": "optimizations.precision",
+    "ProgressiveResizing": "optimizations.progressive_resizing",
     "Pruning": "optimizations.pruning",
     "Quantization": "optimizations.quantization",
     "Recipe": "recipe",
@@ -115,6 +116,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.optimizer import Optimizer as Optimizer
     from hf_efficient.optimizations.packing import Packing as Packing
     from hf_efficient.optimizations.precision import Precision as Precision
+    from hf_efficient.optimizations.progressive_resizing import ProgressiveResizing as ProgressiveResizing
     from hf_efficient.optimizations.pruning import Pruning as Pruning
     from hf_efficient.optimizations.quantization import Quantization as Quantization
     from hf_efficient.optimizations.sparse_embeddings import SparseEmbeddings as SparseEmbeddings

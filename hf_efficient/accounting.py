@@ -31,6 +31,8 @@ SAMPLED = 16
 PEAK_SIZE = {"cpu": 1024}
 """Rows and columns of the matrices whose multiplication shows the peak; 8192 on accelerators."""
 PEAK_REPEATS = 5
+SIZES = 8
+"""Sizes of images that are told apart, so that few batches are kept; what is of others counts as of the first."""
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
         query, key, value
@@ -63,7 +65,8 @@ class Accounting(TrainerCallback):
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.args, self.device = trainer, trainer.args, trainer.args.device
-        self.batch: dict[str, Any] = {}
+        self.batches: dict[tuple[int, ...], tuple[dict[str, Any], int]] = {}
+        """Size of images, empty where inputs are tokens -> the last batch of such, and how many examples there were."""
         self.joules: float | None = None
         self._waits = is_asynchronous(self.device)
         self._sampling = True
@@ -73,6 +76,7 @@ class Accounting(TrainerCallback):
     def restart(self) -> None:
         """Count from now on."""
         self.spent = dict.fromkeys(PARTS, 0.0)
+        self.batches = {}
         self.examples, self.padded, self.real = 0, 0, torch.zeros((), dtype=torch.long, device=self.device)
         self._since = self._began = time.perf_counter()
 
@@ -92,9 +96,13 @@ class Accounting(TrainerCallback):
         return result
 
     def _count(self, inputs: Mapping[str, Any]) -> None:
-        self.batch = dict(inputs)
-        self.examples += _rows(inputs)
-        tokens, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        rows, tokens, mask = _rows(inputs), inputs.get("input_ids"), inputs.get("attention_mask")
+        images = None if isinstance(tokens, torch.Tensor) else inputs.get("pixel_values")
+        size = tuple(images.shape[2:]) if isinstance(images, torch.Tensor) else ()
+        if size not in self.batches and len(self.batches) == SIZES:
+            size = next(iter(self.batches))
+        self.batches[size] = dict(inputs), rows + self.batches.get(size, ({}, 0))[1]
+        self.examples += rows
         if isinstance(tokens, torch.Tensor):
             self.padded += tokens.numel()
             # Not read out, which would wait for the device
@@ -178,16 +186,17 @@ class Accounting(TrainerCallback):
         return {"tflops": rate / 1e12, "mfu": rate / peak(self.device, _dtype(self.args, model))}
 
     def _operations(self, model: nn.Module) -> float:
-        """Floating-point operations on all but padding, forward and backward, going by those of the last batch."""
+        """Floating-point operations on all but padding, forward and backward, going by those of `batches`."""
         devices = [] if self.device.type == "cpu" else [self.device]
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        with torch.random.fork_rng(devices), FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
-            torch.autograd.grad(model(**self.batch)["loss"], parameters, allow_unused=True)
-        tokens = self.batch.get("input_ids")
-        batches = (
-            int(self.real) / tokens.numel() if isinstance(tokens, torch.Tensor) else self.examples / _rows(self.batch)
-        )
-        return counter.get_total_flops() * batches
+        operations = 0.0
+        for batch, examples in self.batches.values():
+            with torch.random.fork_rng(devices), FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+                torch.autograd.grad(model(**batch)["loss"], parameters, allow_unused=True)
+            tokens = batch.get("input_ids")
+            times = int(self.real) / tokens.numel() if isinstance(tokens, torch.Tensor) else examples / _rows(batch)
+            operations += counter.get_total_flops() * times
+        return operations
 
 
 def _rows(batch: Mapping[str, Any]) -> int:

@@ -94,6 +94,14 @@ class BatchMixin(_Base):
             predictions=_ordered(output.predictions, back), label_ids=_ordered(output.label_ids, back)
         )
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Stock's, on the batch that the optimizations make of it."""
+        for optimization in self._plan.overriding("train_batch"):
+            inputs = optimization.train_batch(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
     def loss_with_optimizations(
         self,
         stock_loss: Any,

@@ -16,6 +16,7 @@ Where its methods stand in the training of one phase (stock events abridged)::
             on_epoch_begin
             for batch:
                 on_step_begin
+                batch = train_batch(batch)        this one alone, which trains
                 loss = loss(loss, inputs, outputs, scale)
                 backward
                 on_pre_optimizer_step; optimizer.step(); on_optimizer_step
@@ -291,6 +292,14 @@ class Optimization(TrainerCallback):
         """
         return batch
 
+    def train_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The micro-batch to train on, given the one that the data loader made; evaluation's are not asked for.
+
+        A new object where anything changes. It runs in the main process, between `on_step_begin` and the model, so what
+        it does may follow the step; what else computes on the batch, such as a teacher, is given the new one as well.
+        """
+        return batch
+
     def choose_optimizer(self, cls: Any, settings: dict[str, Any], model: "nn.Module") -> tuple[Any, dict[str, Any]]:
         """Class and keyword arguments of the optimizer, given those that the training arguments ask for.
 
@@ -360,6 +369,7 @@ EFFICIENT_METHODS = (
     "evaluation_order",
     "prepare_model",
     "map_batch",
+    "train_batch",
     "choose_optimizer",
     "loss",
     "finalize",

@@ -30,6 +30,7 @@ OPTIMIZATIONS = {
     "optimizer": "hf_efficient.optimizations.optimizer:Optimizer",
     "packing": "hf_efficient.optimizations.packing:Packing",
     "precision": "hf_efficient.optimizations.precision:Precision",
+    "progressive_resizing": "hf_efficient.optimizations.progressive_resizing:ProgressiveResizing",
     "pruning": "hf_efficient.optimizations.pruning:Pruning",
     "quantization": "hf_efficient.optimizations.quantization:Quantization",
     "sparse_embeddings": "hf_efficient.optimizations.sparse_embeddings:SparseEmbeddings",

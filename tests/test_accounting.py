@@ -138,7 +138,7 @@ def test_nothing_trained(tmp_path: Path) -> None:
 
 def test_a_model_whose_operations_cannot_be_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _, accounts = accounted(tmp_path)
-    accounts.batch.pop("labels")
+    accounts.batches[()][0].pop("labels")
     with caplog.at_level("WARNING", logger="hf_efficient.accounting"):
         assert "mfu" not in accounts.figures()
     assert "the model's operations could not be counted" in caplog.text

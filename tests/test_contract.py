@@ -108,6 +108,7 @@ ROWS = {
     "precision": Row(
         {"dtype": "bf16"}, {"dtype": "fp32"}, effects.computes_in_bf16, tolerance={"rtol": 0.05, "atol": 0.02}
     ),
+    "progressive_resizing": Row({}, {"until": 0.0}, effects.smaller_images_first, idle_on=("text", "token")),
     "pruning": Row(
         {"method": "movement", "sparsity": 0.5, "end": 0.75, "every": 2},
         {"sparsity": 0.0},
