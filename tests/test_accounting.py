@@ -9,7 +9,19 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_efficient import EfficientTrainer, EfficientTrainingArguments, Optimization, Order, accounting, energy
-from hf_efficient.accounting import DATA, EVALUATION, OPTIMIZER, PARTS, SAVING, account, as_metrics, peak, starved
+from hf_efficient.accounting import (
+    DATA,
+    EVALUATION,
+    OPTIMIZER,
+    PARTS,
+    SAVING,
+    SIZES,
+    Accounting,
+    account,
+    as_metrics,
+    peak,
+    starved,
+)
 from hf_efficient.energy import EnergyMeter
 from tests.clock import Clock, clock_of
 from tests.test_parity import assert_same_tensors, build
@@ -56,6 +68,29 @@ def test_operations_on_padding_are_of_no_use(tmp_path: Path) -> None:
     model = accounts.trainer.model
     useful, real, accounts.real = accounts._operations(model), int(accounts.real), torch.tensor(accounts.padded)
     assert useful / accounts._operations(model) == pytest.approx(real / accounts.padded)
+
+
+def test_operations_are_counted_for_each_size_of_images(tmp_path: Path) -> None:
+    trainer = build(Trainer, TrainingArguments, tmp_path, kind="vision")
+    model, operations = trainer.model, {}
+    for counts in ({8: 3}, {4: 3}, {8: 2, 4: 4}):
+        accounts = Accounting(trainer)
+        for side, batches in counts.items():
+            images = {"pixel_values": torch.zeros(2, 3, side, side), "interpolate_pos_encoding": True}
+            for _ in range(batches):
+                accounts._count({**images, "labels": torch.zeros(2, dtype=torch.long)})
+        operations[tuple(counts)] = accounts._operations(model)
+    large, small = operations[8,] / 3, operations[4,] / 3
+    assert large > 2 * small
+    assert operations[8, 4] == pytest.approx(2 * large + 4 * small)
+
+
+def test_batches_of_a_few_sizes_are_kept(tmp_path: Path) -> None:
+    accounts = Accounting(build(Trainer, TrainingArguments, tmp_path, kind="vision"))
+    for side in range(4, 4 + SIZES + 3):
+        accounts._count({"pixel_values": torch.zeros(2, 3, side, side)})
+    assert len(accounts.batches) == SIZES
+    assert sum(examples for _, examples in accounts.batches.values()) == accounts.examples == 2 * (SIZES + 3)
 
 
 @pytest.mark.parametrize("kind", ["text", "token", "vision"])
