@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCHMARKS := overhead length_batching optimizers export compression compression_curve compression_quantized \
 	compression_tasks untrained quantization pruning weight_fusion layer_freezing data_pruning autotune utilization \
-	training_speed training_speed_tasks memory_growth low_bit tasks tasks_compressed customer_service finance_monitor \
+	training_speed training_speed_tasks weight_averaging memory_growth low_bit tasks tasks_compressed customer_service finance_monitor \
 	recommendation search hyperparameter_search communication
 
 .PHONY: demo test test-lowest test-newest faults style quality docs bench clean

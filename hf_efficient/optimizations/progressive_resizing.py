@@ -60,7 +60,7 @@ class ProgressiveResizing(Optimization):
             warnings.warn("progressive_resizing: batches have no images", NoEffectWarning, 2)
             return model
         base: Any = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
-        patch = getattr(base.config, "patch_size", STRIDE)
+        patch = getattr(getattr(base, "config", None), "patch_size", STRIDE)
         self._multiple = patch if isinstance(patch, int) else max(patch)
         self._keywords = {KEYWORD: True} if KEYWORD in inspect.signature(base.forward).parameters else {}
         whole = list(images.shape[2:])
@@ -100,10 +100,9 @@ class ProgressiveResizing(Optimization):
             with evaluating(model):
                 model(**smaller)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            family = model.config.model_type
             raise ConfigError(
-                f"progressive_resizing needs a model that takes images of any size, and this '{family}' does not: "
-                f"{error}; drop progressive_resizing"
+                f"progressive_resizing needs a model that takes images of several sizes, and this "
+                f"{type(model).__name__} does not: {error}; drop progressive_resizing"
             ) from error
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
