@@ -11,7 +11,11 @@ from benchmarks.training_speed import DEPENDS, Case, measured
 CASES = {
     "crossner": Case("crossner", 0.60, (8, 30), (5e-4, 3e-4), optimizations={"weight_averaging": {}}),
     "clothing_small": Case(
-        *("clothing_small", 0.38, (12, 40), (3e-4, 5e-4), (32, 16), ("random",)),
+        "clothing_small",
+        0.38,
+        epochs=(12, 40),
+        rates=(3e-4, 5e-4),
+        sampling=("random",),
         padded=False,
         default_seeds=3,
         optimizations={"progressive_resizing": {}},
