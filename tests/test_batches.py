@@ -1,5 +1,6 @@
 """What batches weigh, and the order in which evaluation results come back."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_efficient import EfficientTrainer, EfficientTrainingArguments, LengthBatching
+from hf_efficient import EfficientTrainer, EfficientTrainingArguments, LengthBatching, Optimization, Order
 from hf_efficient.batches import Items, count_items, lengths_of
 from tests.test_parity import build
 from tests.tiny import KINDS, Examples, text_model
@@ -183,3 +184,41 @@ def test_evaluation_by_batch_keeps_the_data_s_order(tmp_path: Path) -> None:
     )
     loader = trainer.get_eval_dataloader()
     assert [index for batch in loader.batch_sampler for index in batch] == list(range(24))
+
+
+@dataclass(eq=False, kw_only=True)
+class Halved(Optimization):
+    """Trains on the first half of each micro-batch, and notes what it was given."""
+
+    name = "halved"
+    order = Order.DATA
+
+    def __post_init__(self) -> None:
+        self.given: list[int] = []
+
+    def train_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self.given.append(len(batch["labels"]))
+        return {name: value[: len(value) // 2] for name, value in batch.items()}
+
+
+class Sizes(TrainerCallback):
+    """Examples of each batch that the model computes on, by whether it trains."""
+
+    def __init__(self) -> None:
+        self.seen: dict[bool, list[int]] = {True: [], False: []}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, module: torch.nn.Module, given: Any, named: dict[str, Any]) -> None:
+        self.seen[module.training].append(len(named["labels"]))
+
+
+def test_batches_of_the_training_alone_are_changed(tmp_path: Path) -> None:
+    halved, sizes = Halved(), Sizes()
+    options = {"gradient_accumulation_steps": 3, "eval_strategy": "epoch", "num_train_epochs": 1, "measure_seconds": 0}
+    given = {"callbacks": [halved, sizes]}
+    build(EfficientTrainer, EfficientTrainingArguments, tmp_path, given=given, **options).train()
+    assert halved.given == [8] * 6
+    assert sizes.seen[True] == [4] * 6
+    assert sizes.seen[False] == [16, 8]
