@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
+WINDOWS, WINDOW_STEPS = 4, 4
+"""An epoch has so many windows, as stock's `group_by_length` has, if they hold so many steps each: in one window, more
+than half of the examples that met would meet again in the next epoch."""
+
+
 @dataclass(eq=False, kw_only=True)
 class LengthBatching(FormsBatches):
     """Batch examples of similar length, as many as a token budget holds.
@@ -31,7 +36,8 @@ class LengthBatching(FormsBatches):
     tokens_per_batch: int | None = None
     """Padded tokens in a batch, per device; null: what gives as many steps as `per_device_train_batch_size` does."""
     window_batches: int = 50
-    """Batches that are formed from the same shuffled examples: more means less padding and less randomness."""
+    """Batches that are formed from the same shuffled examples, at most: more means less padding and less randomness. An
+    epoch has four windows or more all the same, unless they came to less than four batches each."""
 
     name = "length_batching"
     order = Order.DATA
@@ -86,7 +92,7 @@ class LengthBatches(Passes):
 
     def form(self, examples: torch.Tensor, steps: int, number: int) -> list[list[int]]:
         per_step = self.processes * self.accumulation
-        windows = round(steps * per_step / self.window_batches)
+        windows = max(round(steps * per_step / self.window_batches), min(WINDOWS, steps // WINDOW_STEPS))
         formed = length_batches(self.tokens[examples], steps, per_step, windows, self.generator(number))
         return [examples[batch].tolist() for batch in formed]
 

@@ -102,6 +102,14 @@ def test_processes_share_the_batches_out() -> None:
     assert all(0.6 < left / right < 1.6 for left, right in zip(*costs, strict=True))
 
 
+def test_in_a_small_set_others_meet_in_the_next_epoch() -> None:
+    lengths = torch.randint(5, 100, (64 * 8,), generator=torch.Generator().manual_seed(0))
+    sampler = LengthBatches(lengths, Fake(0), steps=16, window_batches=50)  # 64 batches
+    met = [{(one, other) for batch in sampler.batches(epoch) for one in batch for other in batch} for epoch in (0, 1)]
+    again = len(met[0] & met[1]) - len(lengths), len(met[0]) - len(lengths)
+    assert again[0] / again[1] < 0.3
+
+
 def test_epochs_differ(tmp_path: Path) -> None:
     _, batched = shapes(tmp_path, {"window_batches": 3})
     assert batched[:6] != batched[6:]
