@@ -32,7 +32,7 @@ PEAK_SIZE = {"cpu": 1024}
 """Rows and columns of the matrices whose multiplication shows the peak; 8192 on accelerators."""
 PEAK_REPEATS = 5
 SIZES = 8
-"""Sizes of images that are told apart, so that few batches are kept; what is of others counts as of the first."""
+"""Sizes of images that are told apart, so that few batches are kept; others count with the first of them."""
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
         query, key, value
