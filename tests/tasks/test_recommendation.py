@@ -212,7 +212,12 @@ def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         logits = score.model(**score.tokenizer(**result.sample, return_tensors="pt")).logits
     assert told["score"] == pytest.approx(logits.sigmoid().item(), rel=1e-4), "a probability"
-    assert score({**result.sample, "text": "how do i pay"})["score"] < 0.5
+    for text, clicked, other in (
+        ("my card is lost", *ROW["candidates"][:2]),
+        ("how do i pay", *ROW["candidates"][1::-1]),
+    ):
+        said = [score({"text": text, "text_pair": each})["score"] for each in (clicked, other)]
+        assert said[0] > said[1], text
 
 
 def test_the_sample() -> None:
