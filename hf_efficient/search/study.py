@@ -3,15 +3,14 @@
 import functools
 import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_efficient.errors import ConfigError, EfficientError, MissingDependencyError
+from hf_efficient.errors import ConfigError, EfficientError
 from hf_efficient.files import remove_leftovers
 from hf_efficient.recipe import Recipe
 from hf_efficient.search.earlier import earlier
@@ -21,6 +20,7 @@ from hf_efficient.search.proposing import FIGURES, models, proposed
 from hf_efficient.search.samplers import CONSTRAINTS, OUTSIDE, make_pruner, make_sampler
 from hf_efficient.search.space import Space
 from hf_efficient.search.spread import spread
+from hf_efficient.search.storage import quietly, reachable, storage_at
 from hf_efficient.search.trials import WHOLE, Bar, Figures, Trials, unknown_names
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ STAGES, VALUES, RETRY_OF, EARLIER = "stages", "values", "retry of", "earlier"
 SEED_STEP = 1009
 RECIPE, READY = "recipe", "ready"
 """User attributes of a study."""
-POLL_SECONDS, READY_SECONDS, LOCKED_SECONDS = 2.0, 60.0, 60.0
-"""LOCKED_SECONDS: how long a database that another program locks is waited for."""
+POLL_SECONDS, READY_SECONDS = 2.0, 60.0
 
 _FAILURES = (EfficientError, torch.OutOfMemoryError, MemoryError)
 
@@ -74,20 +73,21 @@ class Search:
         self.known = known
         self.trials.goals = self.goals
         self._bar, self._leases = Bar(self.goals), Leases()
-        self._resample: Callable[[int], optuna.samplers.BaseSampler] | None = None
-        self.storage = _storage(storage, folder)
+        self._fresh: Callable[[int], optuna.samplers.BaseSampler]
+        self.storage = storage_at(storage, folder)
 
     def open(self, trials: int, parallel: bool = False) -> "optuna.Study":
         """The study; made, with the recipe as given as its first trial, where it is not there."""
         import optuna
 
+        self._fresh = functools.partial(self._sampler, trials, parallel)
         options: dict[str, Any] = {
             "storage": self.storage,
             "study_name": self.recipe.name,
-            "sampler": self._sampler(trials, parallel, 0),
+            "sampler": self._fresh(0),
             "pruner": make_pruner(self.settings.pruner, len(self.goals.objectives)),
         }
-        with _reachable(), quietly():
+        with reachable(), quietly():
             if self.recipe.name not in optuna.get_all_study_names(self.storage):
                 Direction = optuna.study.StudyDirection  # noqa: N806  (a class)
                 directions = [
@@ -108,7 +108,6 @@ class Search:
                     logger.debug("the study is there already")
             study = optuna.load_study(**options)
             _await_ready(study)
-            self._resample = None if parallel else functools.partial(self._sampler, trials, False)
         if differences := _differences(study.user_attrs[RECIPE], self.recipe.model_dump()):
             raise ConfigError(
                 f"the search in {self.folder} was started with something else ({'; '.join(differences)}); go on with "
@@ -136,7 +135,7 @@ class Search:
         Raises:
             ConfigError: the recipe as given cannot run, or the storage cannot be used any more.
         """
-        with _reachable(anything=False):
+        with reachable(anything=False):
             self._work(study, wanted, say)
 
     def _work(self, study: "optuna.Study", wanted: int, say: Callable[[str], None]) -> None:
@@ -151,12 +150,15 @@ class Search:
             if len([trial for trial in counted if trial.state != optuna.trial.TrialState.WAITING]) >= wanted:
                 time.sleep(POLL_SECONDS)  # others are still at work on the last ones
                 continue
-            if self._resample is not None:  # drawn by what there is, not by which process draws: kills change nothing
-                study.sampler = self._resample(len(counted))
+            # Drawn by what there is, not by which process draws: kills change nothing
+            study.sampler = self._fresh(len(counted))
             is_free = not any(trial.state == optuna.trial.TrialState.WAITING for trial in counted)
             if is_free and models(study.sampler, len(self.goals.objectives)):
                 with quietly():
-                    study.enqueue_trial(proposed(study.sampler, self.space, self._bar, counted))
+                    # By another sampler, since those that model take one study each, and this one is asked yet where
+                    # another worker is the first to take what is proposed
+                    sampler = self._fresh(len(counted))
+                    study.enqueue_trial(proposed(sampler, self.space, self._bar, counted))
             with quietly():
                 study.optimize(
                     lambda trial: self._objective(study, trial, wanted, say),
@@ -177,10 +179,10 @@ class Search:
             raise _SurplusError
         with self._leases.hold(trial):
             is_given = trial.user_attrs.get(AS_GIVEN)
-            values = self.space.suggested(trial, set(self.space.as_given()) if is_given else None)
-            values = {} if is_given else values
-            trial.set_user_attr(VALUES, values)
             try:
+                values = self.space.suggested(trial, set(self.space.as_given()) if is_given else None)
+                values = {} if is_given else values
+                trial.set_user_attr(VALUES, values)
                 figures = self._judged(study, trial, values)
             except optuna.TrialPruned as stop:
                 trial.set_user_attr(STOPPED, str(stop))
@@ -286,65 +288,6 @@ def completed(study: "optuna.Study") -> list[Any]:
     import optuna
 
     return study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without Optuna's remarks that much of it is experimental."""
-    import optuna
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
-
-
-@contextmanager
-def _reachable(anything: bool = True) -> Iterator[None]:
-    """Tell in plain words of a storage's errors.
-
-    Args:
-        anything: whether every error is the storage's, since each has errors of its own; else those that Optuna says
-            are, also where it (5.0) fails once more over them.
-    """
-    try:
-        yield
-    except EfficientError:
-        raise
-    except Exception as error:
-        cause = error if anything else _of_storage(error)
-        if cause is None:
-            raise
-        words = " ".join(str(cause).split())[:200]
-        raise ConfigError(
-            f"the storage of the study cannot be used ({type(cause).__name__}: {words}); is it locked by another "
-            "program, reachable, and writable?"
-        ) from error
-
-
-def _of_storage(error: BaseException | None) -> BaseException | None:
-    import optuna
-
-    while error is not None and not isinstance(error, optuna.exceptions.StorageInternalError):
-        error = error.__context__
-    return error
-
-
-def _storage(url: str | None, folder: Path) -> "optuna.storages.BaseStorage":
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingDependencyError("a search", "optuna", "search") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials are told by us
-    folder.mkdir(parents=True, exist_ok=True)
-    with _reachable():
-        if url is not None and url.endswith(".log"):
-            from optuna.storages.journal import JournalFileBackend
-
-            Path(url).parent.mkdir(parents=True, exist_ok=True)
-            return optuna.storages.JournalStorage(JournalFileBackend(url))
-        url = url or f"sqlite:///{(folder / 'study.db').absolute()}"
-        settings = {"connect_args": {"timeout": LOCKED_SECONDS}} if url.startswith("sqlite") else {}
-        return optuna.storages.RDBStorage(url, engine_kwargs=settings)
 
 
 def _await_ready(study: "optuna.Study") -> None:

@@ -24,7 +24,9 @@ from hf_efficient.run import run
 from hf_efficient.search import search
 from hf_efficient.search.leases import LEASE, holder
 from hf_efficient.search.searching import RECIPE
+from hf_efficient.search.space import Space
 from hf_efficient.search.study import RETRY_OF, SURPLUS, is_void
+from hf_efficient.search.worker import main as work
 from tests.search.test_space import LAYERS, RATE
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +141,44 @@ def test_killed_workers_lose_nothing(
     assert not [path for path in folder.rglob("*") if "checkpoint-" in path.name or path.name.endswith(".tmp")]
 
 
+def test_another_worker_takes_what_this_one_proposed(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then a worker's own sampler is asked, in the study itself."""
+    search(searched, trials=1, runs=tmp_path, finish=False)
+    monkeypatch.setattr("optuna.Study.enqueue_trial", taken)
+    folder = tmp_path / "tiny" / "search"
+    assert work(str(folder), "7") == 0
+    study = optuna.load_study(study_name="tiny", storage=opened(folder, None))
+    assert [trial.state.is_finished() and not is_void(trial) for trial in study.trials] == [True] * 7
+
+
+def taken(study: optuna.Study, parameters: Any, **options: Any) -> None:
+    """Another worker was faster than this one comes to ask for it."""
+
+
+def test_a_trial_that_could_not_be_drawn_is_given_back(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(searched, trials=1, runs=tmp_path, finish=False)
+    suggested = Space.suggested
+
+    def fails(space: Space, trial: optuna.Trial, *more: Any) -> dict[str, Any]:
+        if trial.study.study_name == "tiny":
+            raise ZeroDivisionError
+        return suggested(space, trial, *more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Space, "suggested", fails)
+        with pytest.raises(ZeroDivisionError):
+            search(searched, trials=2, runs=tmp_path, finish=False)
+    result = search(searched, trials=2, runs=tmp_path, finish=False)
+    study = optuna.load_study(study_name="tiny", storage=opened(result.folder, None))
+    lost = [trial.number for trial in study.trials if is_void(trial)]
+    assert len(lost) == 1
+    assert [trial.user_attrs[RETRY_OF] for trial in study.trials if RETRY_OF in trial.user_attrs] == lost
+
+
 def test_what_killed_workers_left_half_written_goes(searched: Path, tmp_path: Path) -> None:
     """The trial goes on under another number, so that nobody comes to its folder again; nor to a picture."""
     runs = tmp_path / "runs"
@@ -177,7 +217,7 @@ def test_a_storage_that_locks_up_and_an_interrupt(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The trials that they cost are run again, the recipe as given included."""
-    monkeypatch.setattr("hf_efficient.search.study.LOCKED_SECONDS", 0.2)
+    monkeypatch.setattr("hf_efficient.search.storage.LOCKED_SECONDS", 0.2)
     runs = tmp_path / "runs"
     locks = []
 
