@@ -32,8 +32,8 @@ def allocate(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
                 totals[option, taken:] = best[: STEPS + 1 - taken] + error
         chosen.append(totals.argmin(0))
         best = totals.min(0)
-    if not np.isfinite(best[-1]):
-        return None
+    if not np.isfinite(best[-1]):  # the cheapest, rounded, do not fit, but as they are they do
+        return [min(range(len(options)), key=options.__getitem__) for options in costs]
     left, options = STEPS, []
     for item_costs, choice in zip(reversed(costs), reversed(chosen), strict=True):
         option = int(choice[left])

@@ -37,5 +37,10 @@ def test_a_budget_below_the_cheapest_is_refused() -> None:
     assert allocate([[0.0, 1.0]], [[5.0, 2.0]], -1.0) is None
 
 
+def test_a_budget_of_just_the_cheapest_is_taken() -> None:
+    """Although each of the cheapest, rounded, is a little dearer than it is."""
+    assert allocate(3 * [[0.0, 1.0]], 3 * [[8.0, 6.676]], 20.03) == [1, 1, 1]
+
+
 def test_an_ample_budget_costs_no_error() -> None:
     assert allocate([[0.0, 1.0], [0.0, 2.0]], [[5.0, 2.0], [3.0, 1.0]], 100.0) == [0, 0]
