@@ -42,6 +42,7 @@ from hf_efficient.optimizations import (
     data_loading,
     data_pruning,
     dropout_masks,
+    layerwise_learning_rates,
     length_batching,
     packing,
     precision,
@@ -301,6 +302,7 @@ def _turn(bench: Bench, case: Case, settings: dict[str, Any]) -> dict[str, Any]:
 LEARNING = (
     data_pruning,
     dropout_masks,
+    layerwise_learning_rates,
     length_batching,
     packed_layers,
     passes,

@@ -50,6 +50,7 @@ _PUBLIC = {
     "EfficientTrainingArguments": "arguments",
     "HubError": "errors",
     "LayerFreezing": "optimizations.layer_freezing",
+    "LayerwiseLearningRates": "optimizations.layerwise_learning_rates",
     "LengthBatching": "optimizations.length_batching",
     "ExportError": "errors",
     "Measurement": "measure",
@@ -112,6 +113,7 @@ if TYPE_CHECKING:
     from hf_efficient.optimizations.distillation import Distillation as Distillation
     from hf_efficient.optimizations.dropout_masks import DropoutMasks as DropoutMasks
     from hf_efficient.optimizations.layer_freezing import LayerFreezing as LayerFreezing
+    from hf_efficient.optimizations.layerwise_learning_rates import LayerwiseLearningRates as LayerwiseLearningRates
     from hf_efficient.optimizations.length_batching import LengthBatching as LengthBatching
     from hf_efficient.optimizations.optimizer import Optimizer as Optimizer
     from hf_efficient.optimizations.packing import Packing as Packing

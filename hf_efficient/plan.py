@@ -26,6 +26,7 @@ OPTIMIZATIONS = {
     "distillation": "hf_efficient.optimizations.distillation:Distillation",
     "dropout_masks": "hf_efficient.optimizations.dropout_masks:DropoutMasks",
     "layer_freezing": "hf_efficient.optimizations.layer_freezing:LayerFreezing",
+    "layerwise_learning_rates": "hf_efficient.optimizations.layerwise_learning_rates:LayerwiseLearningRates",
     "length_batching": "hf_efficient.optimizations.length_batching:LengthBatching",
     "optimizer": "hf_efficient.optimizations.optimizer:Optimizer",
     "packing": "hf_efficient.optimizations.packing:Packing",

@@ -58,3 +58,20 @@ def _keys(cls: Any, path: list[str]) -> list[str]:
 
 def _fields(cls: Any) -> dict[str, Any]:
     return getattr(cls, "model_fields", None) or getattr(cls, "__dataclass_fields__", {})
+
+
+def require_same(name: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse to resume an optimizer whose state is of other settings.
+
+    Args:
+        name: of the optimization that chose it.
+        saved: its settings when the checkpoint was written.
+
+    Raises:
+        ConfigError: they are not those ``given`` now.
+    """
+    if saved != given:
+        raise ConfigError(
+            f"the checkpoint holds state of {name} {dict(saved)}, which {dict(given)} cannot take over; resume with "
+            "the same settings"
+        )

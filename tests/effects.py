@@ -13,7 +13,7 @@ from hf_efficient.checkpoint import load_state
 from hf_efficient.functional.memory import TensorBytes
 from hf_efficient.functional.optimizer_state import adamw_state_bytes, optimizer_state_bytes
 from hf_efficient.resumption import newest_whole
-from tests.tiny import VOCABULARY
+from tests.tiny import LAYERS, VOCABULARY
 
 
 def train(one: Any, **options: Any) -> Any:
@@ -216,6 +216,14 @@ def closer_to_the_teacher(before: Any, after: Any) -> bool:
         for one in said
     )
     return bool(ours < 0.8 * alone)
+
+
+def rates_by_layer(before: Any, after: Any) -> bool:
+    """The saved optimizer has a rate for each layer, for what is below them and for the head; logs tell the usual."""
+    saved = torch.load(Path(after.args.output_dir) / "checkpoint-12" / "optimizer.pt", weights_only=True)
+    factors = {round(group["initial_lr"] / after.args.learning_rate, 6) for group in saved["param_groups"]}
+    (first,) = (entry["learning_rate"] for entry in after.state.log_history if entry["step"] == 1)
+    return factors == {10, *(round(0.8**depth, 6) for depth in range(LAYERS + 1))} and first <= after.args.learning_rate
 
 
 def unseen_rows_rest(before: Any, after: Any) -> bool:

@@ -89,6 +89,7 @@ ROWS = {
     ),
     "dropout_masks": Row({}, None, effects.other_masks, idle_on=("vision",)),
     "layer_freezing": Row({"every": 2, "threshold": 1.0, "start": 0.0}, {"layers": 0}, effects.settled_layers),
+    "layerwise_learning_rates": Row({}, {"decay": 1.0, "head": 1.0}, effects.rates_by_layer),
     "length_batching": Row(
         {"window_batches": 4},
         None,

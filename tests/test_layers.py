@@ -76,6 +76,7 @@ INSTANCES = {
         "pretrained",
         "rounding",
         "runtimes",
+        "settings",
         "teacher",
         "timing",
         "trained_ranges",

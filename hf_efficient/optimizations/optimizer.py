@@ -13,6 +13,7 @@ from hf_efficient.functional.optimizer_state import adamw_state_bytes, embedding
 from hf_efficient.machine import compiler_missing
 from hf_efficient.optimization import Context, Optimization, Order, changed
 from hf_efficient.proposal import Observed, Proposal
+from hf_efficient.settings import require_same
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,11 +141,7 @@ class Optimizer(Optimization):
         return {"kind": self.kind, "min_size": self.min_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state != self.state_dict():
-            raise ConfigError(
-                f"the checkpoint holds state of optimizer {state}, which {self.state_dict()} cannot take over; resume "
-                "with the same settings"
-            )
+        require_same(self.name, state, self.state_dict())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model, optimizer = kwargs["model"], kwargs["optimizer"]
