@@ -18,9 +18,8 @@ class LayerwiseLearningRates(Optimization):
     """Multiply the learning rate by a factor for each layer and for the head; the schedule is the same for all.
 
     Rates that fall by a constant factor from layer to layer: discriminative fine-tuning (Howard and Ruder 2018, arXiv
-    1801.06146, section 3.2), on Transformers ELECTRA (Clark et al. 2020, arXiv 2003.10555, appendix B). A head that
-    begins at random learns faster than what was pretrained (Girshick et al. 2014, arXiv 1311.2524, section 2.3, there
-    ten times).
+    1801.06146), on Transformers ELECTRA (Clark et al. 2020, arXiv 2003.10555). A head that begins at random at ten
+    times the rate of what was pretrained: Long et al. 2015, arXiv 1502.02791.
     """
 
     decay: float = 0.8
@@ -32,6 +31,7 @@ class LayerwiseLearningRates(Optimization):
 
     name = "layerwise_learning_rates"
     order = Order.PRECISION
+    conflicts = frozenset({"adapters"})  # they keep the layers as they are
 
     def __post_init__(self) -> None:
         if not 0 < self.decay <= 1:
