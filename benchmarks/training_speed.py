@@ -5,8 +5,8 @@ Three ways to train the first stage of a recipe on a real set:
 - default: the stock Trainer with its defaults at batch 32;
 - best: the stock Trainer with the best of its own flags, searched here with one seed, one after the other: learning
   rate, batch size, sampling (`group_by_length`, `batch_rebalance`), then bf16, compile and optimizer by their pace;
-- ours: `autotune=True` and data_pruning (of the nine tenths with the lowest loss, half), with the learning rate, batch
-  size and epochs of best.
+- ours: `autotune=True`, data_pruning (of the nine tenths with the lowest loss, half) and layerwise_learning_rates, with
+  the learning rate, batch size and epochs of best.
 
 Banking77 and all-MiniLM-L6-v2; other sets in `benchmarks.training_speed_tasks`. A way's time is the steps until the
 target is first reached on validation data, in trainings judged four times an epoch (all of its steps where it is not),
@@ -82,7 +82,13 @@ class Case:
     optimizations: dict[str, Any] = field(default_factory=dict)
 
 
-CASE = Case("banking77", 0.92, (5, 12), (3e-4, 5e-4, 1e-3, 1.5e-4), optimizations={"data_pruning": {"low": 0.9}})
+CASE = Case(
+    "banking77",
+    0.92,
+    epochs=(5, 12),
+    rates=(3e-4, 5e-4, 1e-3, 1.5e-4),
+    optimizations={"data_pruning": {"low": 0.9}, "layerwise_learning_rates": {}},
+)
 FLAGS: tuple[dict[str, Any], ...] = (
     {},
     {"bf16": True},
