@@ -53,8 +53,7 @@ from hf_efficient.search import (
 from hf_efficient.search.goals import Goals, Objective
 from hf_efficient.search.space import Space
 from hf_efficient.search.speeds import SpeedTable
-from hf_efficient.search.storage import quietly
-from hf_efficient.search.study import FIGURES, VALUES, Search, completed
+from hf_efficient.search.study import FIGURES, VALUES, Search, completed, quietly
 from hf_efficient.search.trials import WHOLE, Figures, Trials
 from hf_efficient.task import Task
 from hf_efficient.timing import Work, latency_ms

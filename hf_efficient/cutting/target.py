@@ -20,6 +20,8 @@ TARGETS = ("target_speedup", "target_latency_ms", "target_size_mb", "target_para
 CLOSE = 0.05
 """How far, relatively, the time of the chosen shape may be from the target before the budget is corrected."""
 CORRECTIONS = 3
+REFUSALS = 3
+"""How often the smallest shape has to miss a target before it is refused: one time may be disturbed."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ def _possible(target: Target, times: Callable[[], dict[str, float]]) -> dict[str
     """How long the smallest shape takes.
 
     Raises:
-        ConfigError: it misses the target, however often it is measured: something may have disturbed one of the times.
+        ConfigError: it misses the target, each of `REFUSALS` times.
     """
     made: list[dict[str, float]] = []
-    while len(made) < CORRECTIONS:
+    while len(made) < REFUSALS:
         made.append(times())
         if made[-1]["cut"] <= target.milliseconds(made[-1]["uncut"]):
             return made[-1]

@@ -9,6 +9,8 @@ from torch import nn
 
 from hf_efficient.blocks import layer_stacks, layers_of
 from hf_efficient.errors import ConfigError, NoEffectWarning
+from hf_efficient.functional.parameter_groups import combined, split_group
+from hf_efficient.functional.token_embeddings import predicts_tokens
 from hf_efficient.optimization import Context, Optimization, Order, refuse_adapters
 from hf_efficient.settings import require_same
 
@@ -59,8 +61,7 @@ class LayerwiseLearningRates(Optimization):
                 2,
             )
             return cls, settings
-        made = type(cls.__name__, (_ByLayers, cls), {"__module__": __name__})
-        return made, {**settings, "factors": factors}
+        return combined(_ByLayers, cls), {**settings, "factors": factors}
 
     def _factors(self, model: Any) -> dict[int, float]:
         """`id` of each parameter -> its factor."""
@@ -72,7 +73,7 @@ class LayerwiseLearningRates(Optimization):
         base = model.base_model
         found = {} if self.decay == 1 else self._below(model, base)
         found = {**{id(parameter): 1.0 for parameter in base.parameters()}, **found}
-        head = self.head if model.get_output_embeddings() is None else 1.0
+        head = 1.0 if predicts_tokens(model) else self.head
         return {**{id(parameter): head for parameter in model.parameters()}, **found}
 
     def _below(self, model: Any, base: nn.Module) -> dict[int, float]:
@@ -121,11 +122,8 @@ class _ByLayers:
     ):
         parts = []
         for group in groups:
-            by_factor: dict[float, list[Any]] = {}
-            for parameter in group["params"]:
-                by_factor.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
-            for factor, members in by_factor.items():
-                rate = group.get("lr", lr) * factor
-                parts.append((factor != 1, {**group, "params": members, "lr": rate}))
+            rate = group.get("lr", lr)
+            for factor, part in split_group(group, lambda parameter: factors.get(id(parameter), 1.0)).items():
+                parts.append((factor != 1, {**part, "lr": rate * factor}))
         parts.sort(key=lambda part: part[0])
         super().__init__([group for _, group in parts], *args, lr=lr, **settings)  # type: ignore[call-arg]

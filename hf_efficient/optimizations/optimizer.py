@@ -10,6 +10,7 @@ import torch
 
 from hf_efficient.errors import ConfigError, MissingDependencyError, NoEffectWarning, unknown
 from hf_efficient.functional.optimizer_state import adamw_state_bytes, embedding_parameters, optimizer_state_bytes
+from hf_efficient.functional.parameter_groups import combined, split_group
 from hf_efficient.machine import compiler_missing
 from hf_efficient.optimization import Context, Optimization, Order, changed
 from hf_efficient.proposal import Observed, Proposal
@@ -134,7 +135,7 @@ class Optimizer(Optimization):
             return cls, settings
         settings = {**settings, "embeddings": embedding_parameters(model), "min_size": self.min_size}
         if kind.package == "bitsandbytes":
-            return _combined(_BitsandbytesState, cls), settings
+            return combined(_BitsandbytesState, cls), settings
         return _torchao(self.kind, cls, settings)
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,11 +170,7 @@ def _torchao(kind: str, cls: Any, settings: dict[str, Any]) -> tuple[Any, dict[s
         from torchao.optim import AdamWFp8
 
         cls = AdamWFp8
-    return _combined(_TorchaoState, cls), settings
-
-
-def _combined(behaviour: type, cls: type) -> type:
-    return type(cls.__name__, (behaviour, cls), {"__module__": __name__})
+    return combined(_TorchaoState, cls), settings
 
 
 class _WithEmbeddings:
@@ -185,12 +182,11 @@ class _WithEmbeddings:
     param_groups: list[dict[str, Any]]
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], *, embeddings: frozenset[int], **settings: Any):
-        parts = []
-        for group in groups:
-            for marked in (False, True):
-                members = [p for p in group["params"] if (id(p) in embeddings) == marked]
-                if members:
-                    parts.append({**group, "params": members, "embeddings": marked})
+        parts = [
+            {**part, "embeddings": marked}
+            for group in groups
+            for marked, part in sorted(split_group(group, lambda parameter: id(parameter) in embeddings).items())
+        ]
         super().__init__(parts, **settings)  # type: ignore[call-arg]
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from hf_efficient.errors import ConfigError, NoEffectWarning
+from hf_efficient.functional.parameter_groups import combined
 from hf_efficient.functional.rows import adamw_rows, rows_seen, sgd_rows
 from hf_efficient.optimization import Context, Optimization, Order
 from hf_efficient.proposal import Observed, Proposal
@@ -78,7 +79,7 @@ class SparseEmbeddings(Optimization):
         for table in tables:
             table.sparse = True
         self._told = {"rows": sum(table.num_embeddings for table in tables)}
-        return type(cls.__name__, (_ByRows, cls), {"__module__": __name__}), settings
+        return combined(_ByRows, cls), settings
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # out of Accelerate's wrapper

@@ -1,6 +1,5 @@
 """Where a study is kept, and its errors in plain words."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,13 +92,3 @@ def _of_storage(error: BaseException | None) -> BaseException | None:
     while error is not None and not isinstance(error, optuna.exceptions.StorageInternalError):
         error = error.__context__
     return error
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without Optuna's remarks that much of it is experimental."""
-    import optuna
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield

@@ -3,8 +3,9 @@
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from hf_efficient.search.proposing import FIGURES, models, proposed
 from hf_efficient.search.samplers import CONSTRAINTS, OUTSIDE, make_pruner, make_sampler
 from hf_efficient.search.space import Space
 from hf_efficient.search.spread import spread
-from hf_efficient.search.storage import quietly, reachable, storage_at
+from hf_efficient.search.storage import reachable, storage_at
 from hf_efficient.search.trials import WHOLE, Bar, Figures, Trials, unknown_names
 
 if TYPE_CHECKING:
@@ -288,6 +289,16 @@ def completed(study: "optuna.Study") -> list[Any]:
     import optuna
 
     return study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Optuna's remarks that much of it is experimental."""
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def _await_ready(study: "optuna.Study") -> None:
