@@ -48,6 +48,7 @@ class LayerwiseLearningRates(Optimization):
     def check(self, context: Context) -> None:
         if context.model is not None:
             refuse_adapters(context.model, "layerwise_learning_rates has no factor for")
+            self._factors(context.model)
 
     def choose_optimizer(self, cls: Any, settings: dict[str, Any], model: nn.Module) -> tuple[Any, dict[str, Any]]:
         factors = self._factors(model)

@@ -75,10 +75,10 @@ def test_a_head_that_puts_out_words_is_pretrained() -> None:
     assert rates(GPT2ForSequenceClassification(config))["score.weight"] == pytest.approx(10 * RATE)
 
 
-def test_layers_that_are_not_known() -> None:
+def test_layers_that_are_not_known(tmp_path: Path) -> None:
     model = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
     with pytest.raises(ConfigError, match=r"decay needs layers that are known: .*'resnet'.*or set it to 1"):
-        rates(model)
+        trainer(tmp_path, {}, given={"model": model})  # when it is made, not once it trains
     assert set(rates(model, decay=1).values()) == {RATE, 10 * RATE}
     with pytest.raises(ConfigError, match="needs a model of transformers, whose head is known; got Linear"):
         rates(nn.Linear(2, 2))

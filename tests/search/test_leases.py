@@ -41,6 +41,12 @@ def test_a_worker_that_is_gone() -> None:
     assert [trial.number for trial in worker.lost(study.trials)] == [0, mine.number]
 
 
+def test_the_clock_may_be_set_while_a_worker_runs() -> None:
+    place, number, since = leases.holder()
+    for seconds, expected in ((-2.0, False), (2.0, False), (3600.0, True)):  # the last: a number given again
+        assert leases.is_gone([place, number, since + seconds]) is expected
+
+
 def test_a_lease_that_is_not_renewed(monkeypatch: Any) -> None:
     now = [0.0]
     monkeypatch.setattr(leases.time, "monotonic", lambda: now[0])
