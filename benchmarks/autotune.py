@@ -35,6 +35,8 @@ def body(bench: Bench) -> None:
     bench.claim("speedup", ratios(given, taken), "s, as given / the way taken, tuning left out")
     in_full = whole[found["taken"]]
     bench.claim("full_vs_fastest", in_full / min(whole.values()), "s in full, the way taken / the fastest")
+    off = abs(in_full - found["expected_s"]) / found["expected_error_s"]
+    bench.claim("off_by_errors", off, "s in full, off what was expected / the error that was told", "<= 1")
     foretold = [whole[name] / run["foretold_s"] for name, run in runs.items()]
     bench.claim("foretold", foretold, "s in full / as foretold, of all ways")
     bench.claim("tuning_seconds", found["tuning_s"], "s that autotune took")
@@ -71,7 +73,7 @@ def tried_and_run(bench: Bench) -> dict[str, Any]:
             }
             for name, row in ways.items()
         },
-        "tuning_s": told.tuning_s,
+        **{name: getattr(told, name) for name in ("expected_s", "expected_error_s", "tuning_s")},
     }
 
 

@@ -43,6 +43,9 @@ CLOSE = 0.3
 """Ways that differ by less are timed again, in turn with each other, before one is preferred."""
 DRIFT = 0.03
 """Share by which a machine's speed differs from trial to trial, beside what steps of one trial differ by."""
+DRIFT_CPU = 0.1
+"""Share by which a CPU's speed over the minutes of a training differs from that in trials: on two shared cores, whole
+trainings took 1.05 to 1.28 times what trials had foretold (`benchmarks/autotune.py`, and two runs like it)."""
 BATCH = "batch"
 SO_FAR = "so far"
 
@@ -135,10 +138,14 @@ class Tuner:
             args=self.way.args,
             before_s=None if reference.error else reference.seconds,
             expected_s=self.best.seconds + self.way.setup_seconds,
-            expected_error_s=self.best.error_of_seconds,
+            expected_error_s=self._expected_error(),
             tuning_s=time.perf_counter() - began,
             rows=self.rows,
         )
+
+    def _expected_error(self) -> float:
+        drift = DRIFT_CPU if self.args.device.type == "cpu" else DRIFT
+        return 2 * math.hypot(self.best.error_of_seconds / 2, drift * self.best.seconds)
 
     def _groups(self) -> Iterable[tuple[str, list[Proposal]]]:
         """Optimization -> what it proposes now: first those that may save most, last those that take long to set up."""

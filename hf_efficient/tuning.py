@@ -52,7 +52,7 @@ class Tuning:
         args: training arguments that are changed.
         before_s: what the training would have taken as it was given, in seconds; None where it does not fit in memory.
         expected_s: what it is expected to take, without evaluations, saving and the tuning itself.
-        expected_error_s: two standard errors of that.
+        expected_error_s: two standard errors of that: of the steps' median, and of the machine's speed later on.
         tuning_s: what the trials took.
         rows: all that was tried, in order.
         source: "tried", or where the choice was found.
