@@ -45,7 +45,7 @@ DRIFT = 0.03
 """Share by which a machine's speed differs from trial to trial, beside what steps of one trial differ by."""
 DRIFT_CPU = 0.1
 """Share by which a CPU's speed over the minutes of a training differs from that in trials: on two shared cores, whole
-trainings took 1.05 to 1.28 times what trials had foretold (`benchmarks/autotune.py`, and two runs like it)."""
+trainings took 0.88 to 1.28 times what trials had foretold (`benchmarks/autotune.py` twice, and two runs like it)."""
 BATCH = "batch"
 SO_FAR = "so far"
 
