@@ -145,7 +145,7 @@ class Tuner:
 
     def _expected_error(self) -> float:
         drift = DRIFT_CPU if self.args.device.type == "cpu" else DRIFT
-        return 2 * math.hypot(self.best.error_of_seconds / 2, drift * self.best.seconds)
+        return 2 * _standard_error(self.best, drift)
 
     def _groups(self) -> Iterable[tuple[str, list[Proposal]]]:
         """Optimization -> what it proposes now: first those that may save most, last those that take long to set up."""
@@ -300,11 +300,16 @@ def value_of_knowing(slower: float, *trials: Trial) -> float:
 
     The difference is taken for normally distributed, with the errors of both ``trials`` and `DRIFT`.
     """
-    error = math.hypot(*(part for one in trials for part in (one.error_of_seconds / 2, DRIFT * one.seconds)))
+    error = math.hypot(*(_standard_error(one, DRIFT) for one in trials))
     if not error:
         return 0.0
     normal, ratio = NormalDist(), slower / error
     return error * (normal.pdf(ratio) - ratio * normal.cdf(-ratio))
+
+
+def _standard_error(trial: Trial, drift: float) -> float:
+    """Of a trial's `seconds`, where the machine's speed differs by a share ``drift``."""
+    return math.hypot(trial.error_of_seconds / 2, drift * trial.seconds)
 
 
 def _trial_seconds(trial: Trial, steps: int) -> float:

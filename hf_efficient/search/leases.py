@@ -79,8 +79,7 @@ class Leases:
 
     def _is_over(self, number: int, other: Holder) -> bool:
         """Whether the worker has ended, or is this one, which could not tell the storage how its trial ended."""
-        is_this = other[:2] == holder()[:2]
-        return is_gone(other) or (is_this and number not in self._held)
+        return is_gone(other) or (other[:2] == holder()[:2] and number not in self._held)
 
 
 def holder() -> Holder:
